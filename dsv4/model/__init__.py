@@ -1,0 +1,1 @@
+"""The model: ops put together by the configuration, one file a part."""

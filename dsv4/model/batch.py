@@ -1,0 +1,96 @@
+"""Everything a layer needs to know of one step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dsv4.config import ModelConfig
+from dsv4.ops.rope import Rotation, frequencies, rotation
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive tokens of one sequence: `ids` go to positions start, start + 1, ... of `slot`."""
+
+    slot: int
+    start: int
+    ids: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Closing:
+    """Blocks of one ratio that this step completes, B of them."""
+
+    slots: Tensor  # [B]
+    ends: Tensor  # [B] position of each block's last token
+    entries: Tensor  # [B] block number
+    turn: Rotation  # of each block's first position
+
+
+@dataclass(frozen=True)
+class Batch:
+    """T tokens of any number of sequences, one after another; integers are int64."""
+
+    ids: Tensor  # [T]
+    positions: Tensor  # [T]
+    slots: Tensor  # [T]
+    plain: Rotation  # of the layers without compression
+    yarn: Rotation  # of the layers that compress
+    closing: Mapping[int, Closing | None]  # by ratio; None where no block ends
+    longest: int  # largest position + 1
+
+    def turn(self, ratio: int) -> Rotation:
+        """The rotation that layers of this ratio use, for queries, keys and outputs alike."""
+        return self.yarn if ratio else self.plain
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The two tables of angular steps of a model."""
+
+    plain: Tensor
+    yarn: Tensor
+
+    @classmethod
+    def of(cls, config: ModelConfig, device: str) -> Steps:
+        """Plain RoPE for layers without compression, YaRN for all others."""
+        dims, scaling = config.qk_rope_head_dim, config.rope_scaling
+        yarn = frequencies(
+            dims,
+            config.compress_rope_theta,
+            scaling.factor,
+            scaling.original_max_position_embeddings,
+            scaling.beta_fast,
+            scaling.beta_slow,
+        )
+        return cls(frequencies(dims, config.rope_theta).to(device), yarn.to(device))
+
+
+def make_batch(segments: Sequence[Segment], ratios: Sequence[int], steps: Steps) -> Batch:
+    """Lay the segments out as one step. `ratios`: the compression ratios that occur in the model."""
+    device = steps.plain.device
+    ids = torch.tensor([i for s in segments for i in s.ids], device=device)
+    ends = [s.start + len(s.ids) for s in segments]
+    places = [(s.slot, p) for s, end in zip(segments, ends, strict=True) for p in range(s.start, end)]
+    slots, positions = torch.tensor(places, device=device).unbind(1)
+    return Batch(
+        ids=ids,
+        positions=positions,
+        slots=slots,
+        plain=rotation(positions, steps.plain),
+        yarn=rotation(positions, steps.yarn),
+        closing={ratio: _closing(places, ratio, steps.yarn) for ratio in set(ratios) if ratio},
+        longest=max(ends),
+    )
+
+
+def _closing(places: Sequence[tuple[int, int]], ratio: int, yarn: Tensor) -> Closing | None:
+    closed = [(slot, p) for slot, p in places if (p + 1) % ratio == 0]
+    if not closed:
+        return None
+    slots, ends = torch.tensor(closed, device=yarn.device).unbind(1)
+    return Closing(slots, ends, ends // ratio, rotation(ends + 1 - ratio, yarn))

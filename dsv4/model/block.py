@@ -1,0 +1,39 @@
+"""One layer: attention and experts, each between the two halves of an mHC site."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from dsv4.cache.store import LayerStore
+from dsv4.config import ModelConfig
+from dsv4.model.attention import Attention
+from dsv4.model.batch import Batch
+from dsv4.model.layers import HyperConnection, Norm, Scope
+from dsv4.model.moe import MoE
+from dsv4.taps import tap
+
+
+class Block:
+    """A main layer, or a draft's (ratio 0, never hashed)."""
+
+    def __init__(
+        self, scope: Scope, config: ModelConfig, layer: int, ratio: int, hashed: bool, simulate: bool
+    ) -> None:
+        self.layer = layer
+        self.hc_attn, self.hc_ffn = (HyperConnection(scope, site, config) for site in ("attn", "ffn"))
+        self.attn_norm, self.ffn_norm = Norm(scope, "attn_norm", config), Norm(scope, "ffn_norm", config)
+        self.attn = Attention(scope.sub("attn"), config, ratio, layer, simulate)
+        self.ffn = MoE(scope.sub("ffn"), config, layer, hashed, simulate)
+
+    def __call__(self, streams: Tensor, batch: Batch, store: LayerStore) -> Tensor:
+        """streams: [T, M, d]; returns the same."""
+        mixed = self.hc_attn.pre(streams)
+        y = self.attn(self.attn_norm(mixed.x), batch, store)
+        streams = self.feed_forward(self.hc_attn.post(y, streams, mixed), batch)
+        tap("streams", self.layer, streams)
+        return streams
+
+    def feed_forward(self, streams: Tensor, batch: Batch) -> Tensor:
+        """The second half of the layer."""
+        mixed = self.hc_ffn.pre(streams)
+        return self.hc_ffn.post(self.ffn(self.ffn_norm(mixed.x), batch), streams, mixed)

@@ -1,0 +1,67 @@
+"""The whole model: token ids in, logits out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dsv4.cache.store import Store
+from dsv4.config import EngineOptions, ModelConfig
+from dsv4.model.batch import Batch, Segment, Steps, make_batch
+from dsv4.model.block import Block
+from dsv4.model.layers import HeadMix, Scope, expand
+from dsv4.ops.linear import matmul
+from dsv4.quant.tensor import QTensor
+from dsv4.taps import tap
+
+
+class Output(NamedTuple):
+    """What a step leaves for the head and for a draft."""
+
+    streams: Tensor  # [T, M, d] behind the last layer, before any norm
+    targets: Tensor | None  # [T, n * d] mean streams of the n layers that a DSpark draft reads
+
+
+class Model:
+    """The main layers, without the draft (`mtp.py`, `dspark.py`)."""
+
+    def __init__(self, config: ModelConfig, weights: Mapping[str, Tensor | QTensor], options: EngineOptions) -> None:
+        self.config, self.dtype = config, getattr(torch, options.dtype)
+        self.targets = config.dspark.target_layer_ids if config.dspark else ()
+        simulate = options.numerics == "official"
+        scope = Scope(weights)
+        self.steps = Steps.of(config, options.device)
+        self.embedding = scope.wide("embed.weight").to(self.dtype)
+        self.blocks = [
+            Block(scope.sub(f"layers.{n}"), config, n, ratio, n < config.num_hash_layers, simulate)
+            for n, ratio in enumerate(config.layer_ratios)
+        ]
+        self.head_mix, self.head = HeadMix(scope, config), scope.wide("head.weight")
+
+    def batch(self, segments: Sequence[Segment]) -> Batch:
+        """Lay segments out as one step of this model."""
+        return make_batch(segments, self.config.layer_ratios, self.steps)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """[T] token ids -> [T, d]."""
+        return self.embedding[ids]
+
+    @torch.inference_mode()
+    def __call__(self, batch: Batch, store: Store) -> Output:
+        """Run the layers over one step, writing its state into `store`."""
+        streams = expand(self.embed(batch.ids), self.config.hc_mult)
+        tap("streams", -1, streams)
+        means: dict[int, Tensor] = {}
+        for block, layer_store in zip(self.blocks, store.layers, strict=False):
+            streams = block(streams, batch, layer_store)
+            if block.layer in self.targets:
+                means[block.layer] = streams.float().mean(1).to(streams.dtype)
+        return Output(streams, torch.cat([means[layer] for layer in self.targets], 1) if means else None)
+
+    @torch.inference_mode()
+    def logits(self, streams: Tensor) -> Tensor:
+        """[T, M, d] of the tokens asked about -> [T, V] FP32."""
+        return matmul(self.head_mix(streams), self.head)

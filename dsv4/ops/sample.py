@@ -1,0 +1,36 @@
+"""Choosing the next token from logits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def probabilities(logits: Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> tuple[Tensor, Tensor]:
+    """The distribution that is sampled, and its token ids, most probable first (equal: the lower id first).
+
+    logits: [V] FP32; returns probabilities [n] FP64 that sum to 1 and ids [n]. Filters apply in this order, each to
+    what the one before left: temperature; the top_k largest (0: all); those of at least min_p times the largest; the
+    shortest head whose mass reaches top_p. The most probable token always stays.
+    """
+    logits = logits.double() / temperature
+    order = torch.sort(logits, descending=True, stable=True)
+    probs, ids = torch.softmax(order.values, 0), order.indices
+    keep = probs >= min_p * probs[0]
+    if top_k:
+        keep[top_k:] = False
+    if top_p < 1:
+        before = torch.cumsum(probs, 0) - probs
+        keep &= before < top_p * probs[keep].sum()
+    keep[0] = True
+    probs, ids = probs[keep], ids[keep]
+    return probs / probs.sum(), ids
+
+
+def sample(logits: Tensor, u: float, temperature: float, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> int:
+    """One token id from logits [V], by the uniform number u in [0, 1). temperature 0: the largest (lowest id of equals)."""
+    if temperature == 0:
+        return int(torch.argmax((logits == logits.max()).int()))
+    probs, ids = probabilities(logits, temperature, top_k, top_p, min_p)
+    at = int(torch.searchsorted(torch.cumsum(probs, 0), u, right=True))
+    return int(ids[min(at, len(ids) - 1)])
