@@ -12,7 +12,7 @@ from dsv4.model.layers import Norm, Scope
 from dsv4.ops.attention import BLOCK, sparse_attention, window_positions
 from dsv4.ops.compress import Compressor, block_tokens, compressor_terms, finish_entry, pool
 from dsv4.ops.index import head_weights, index_scores, select_rows
-from dsv4.ops.linear import dense, grouped_linear, linear
+from dsv4.ops.linear import dense, grouped_linear, linear, project, quantize_input
 from dsv4.ops.norm import unit_rms
 from dsv4.ops.quantize import quantize_index, quantize_kv
 from dsv4.ops.rope import Rotation, rope
@@ -43,13 +43,13 @@ class Indexer:
             store.keys[store.key_rows(closing.slots, closing.entries)] = quantize_index(keys) if self.simulate else keys
 
     def select(self, x: Tensor, latent: Tensor, batch: Batch, visible: Tensor, store: LayerStore) -> Tensor:
-        """Entries for each token, ascending, -1 at the end. x: [T, d]; latent: [T, q_lora]; returns [T, n]."""
+        """Entries for each token, ascending, -1 at the end. x: [T, d]; latent as in `queries`; returns [T, n]."""
         ratio = store.layout.ratio
         width = -(-(batch.longest // ratio) // BLOCK) * BLOCK
         entries = torch.arange(width, device=x.device)
         if batch.longest // ratio <= self.k:  # every visible entry is selected: no score can change the answer
             return entries.masked_fill(entries >= visible.unsqueeze(1), -1)
-        q = linear(latent, self.wq_b, self.simulate).unflatten(1, (self.heads, self.dim))
+        q = project(latent, self.wq_b).unflatten(1, (self.heads, self.dim))
         q = rope(q, batch.turn(ratio))
         q = quantize_index(q) if self.simulate else q
         weights = head_weights(x, self.weights_proj, self.dim)
@@ -82,10 +82,10 @@ class Attention:
 
     def __call__(self, x: Tensor, batch: Batch, store: LayerStore) -> Tensor:
         """x: [T, d], normalised; writes this step into `store`, returns [T, d]."""
-        turn = batch.turn(self.ratio)
-        latent, q = self.queries(x, turn)
-        slots = batch.slots.unsqueeze(1)
-        store.kv[store.window_rows(batch.slots, batch.positions)] = self.keys(x, turn)
+        turn, slots = batch.turn(self.ratio), batch.slots.unsqueeze(1)
+        rounded = quantize_input(x, self.wq_a, self.simulate)
+        latent, q = self.queries(rounded, turn)
+        store.kv[store.window_rows(batch.slots, batch.positions)] = self.keys(rounded, turn)
         rows = store.window_rows(slots, window_positions(batch.positions, self.window))
         if self.compressor is not None:
             chosen = self.remember(x, latent, batch, self.compressor, store)
@@ -93,14 +93,17 @@ class Attention:
         return self.output(sparse_attention(q, store.kv, rows, self.sink), turn)
 
     def queries(self, x: Tensor, turn: Rotation) -> tuple[Tensor, Tensor]:
-        """The low-rank query [T, q_lora] and the rotated heads [T, H, D]."""
-        latent = self.q_norm(linear(x, self.wq_a, self.simulate))
-        q = linear(latent, self.wq_b, self.simulate).unflatten(1, (self.heads, -1))
+        """The low-rank query [T, q_lora], rounded for its matrices, and the rotated heads [T, H, D].
+
+        x: [T, d], here and in `keys` as `quantize_input` leaves it: one rounding serves both.
+        """
+        latent = quantize_input(self.q_norm(project(x, self.wq_a)), self.wq_b, self.simulate)
+        q = project(latent, self.wq_b).unflatten(1, (self.heads, -1))
         return latent, rope(unit_rms(q, self.eps), turn)
 
     def keys(self, x: Tensor, turn: Rotation) -> Tensor:
         """The one vector per token that is key and value of every head: [T, d] -> [T, D]."""
-        kv = rope(self.kv_norm(linear(x, self.wkv, self.simulate)), turn)
+        kv = rope(self.kv_norm(project(x, self.wkv)), turn)
         return quantize_kv(kv, self.rope_dims) if self.simulate else kv
 
     def remember(self, x: Tensor, latent: Tensor, batch: Batch, weights: Compressor, store: LayerStore) -> Tensor:

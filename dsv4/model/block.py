@@ -29,11 +29,11 @@ class Block:
         """streams: [T, M, d]; returns the same."""
         mixed = self.hc_attn.pre(streams)
         y = self.attn(self.attn_norm(mixed.x), batch, store)
-        streams = self.feed_forward(self.hc_attn.post(y, streams, mixed), batch)
+        streams = self.feed_forward(self.hc_attn.post(y, mixed), batch)
         tap("streams", self.layer, streams)
         return streams
 
     def feed_forward(self, streams: Tensor, batch: Batch) -> Tensor:
         """The second half of the layer."""
         mixed = self.hc_ffn.pre(streams)
-        return self.hc_ffn.post(self.ffn(self.ffn_norm(mixed.x), batch), streams, mixed)
+        return self.hc_ffn.post(self.ffn(self.ffn_norm(mixed.x), batch), mixed)

@@ -20,7 +20,7 @@ from dsv4.model.block import Block
 from dsv4.model.layers import HeadMix, Norm, Scope, expand
 from dsv4.model.model import Model
 from dsv4.ops.attention import sparse_attention, window_positions
-from dsv4.ops.linear import linear, matmul
+from dsv4.ops.linear import linear, matmul, quantize_input
 from dsv4.quant.tensor import QTensor
 
 
@@ -56,8 +56,9 @@ class DSpark:
     def observe(self, targets: Tensor, batch: Batch, stores: list[LayerStore]) -> Tensor:
         """Keep the context keys of committed positions. targets: [T, n * d] of `Output.targets`; returns main_x [T, d]."""
         x = self.main_norm(linear(targets, self.main_proj, self.simulate))
+        rounded = quantize_input(x, self.blocks[0].attn.wkv, self.simulate)
         for block, store in zip(self.blocks, stores, strict=True):
-            store.kv[store.window_rows(batch.slots, batch.positions)] = block.attn.keys(x, batch.plain)
+            store.kv[store.window_rows(batch.slots, batch.positions)] = block.attn.keys(rounded, batch.plain)
         return x
 
     @torch.inference_mode()
@@ -73,14 +74,14 @@ class DSpark:
     def _stage(self, block: Block, streams: Tensor, batch: Batch, position: int, store: LayerStore) -> Tensor:
         """One stage: every query sees the whole context window and the whole block; nothing is kept."""
         mixed = block.hc_attn.pre(streams)
-        x = block.attn_norm(mixed.x)
+        x = quantize_input(block.attn_norm(mixed.x), block.attn.wq_a, self.simulate)
         _, q = block.attn.queries(x, batch.plain)
         context = window_positions(torch.tensor([position], device=x.device), self.window)[0]
         context = store.window_rows(batch.slots[0], context[context >= 0])
         pool = torch.cat((store.kv[context], block.attn.keys(x, batch.plain)))
         rows = torch.arange(len(pool), device=x.device).expand(len(x), -1)
         y = block.attn.output(sparse_attention(q, pool, rows, block.attn.sink), batch.plain)
-        return block.feed_forward(block.hc_attn.post(y, streams, mixed), batch)
+        return block.feed_forward(block.hc_attn.post(y, mixed), batch)
 
     def _choose(self, streams: Tensor, anchor: int) -> Draft:
         """Greedy tokens one after another, each corrected by the one before it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -42,7 +43,10 @@ class Scope:
 
     def mixer(self, site: str) -> Mixer:
         """The weights of an mHC site: "attn", "ffn" or "head"."""
-        return Mixer(*(self.wide(f"hc_{site}_{part}") for part in ("fn", "base", "scale")))
+        fn, base, scale = (self.wide(f"hc_{site}_{part}") for part in ("fn", "base", "scale"))
+        streams = round(math.sqrt(len(base) + 1)) - 1 if len(scale) == 3 else len(base)  # n = M * (2 + M), or M
+        rows = torch.tensor([streams, streams, streams**2][: len(scale)], device=scale.device)
+        return Mixer(fn, base, scale.repeat_interleave(rows))
 
 
 class Norm:
@@ -68,9 +72,9 @@ class HyperConnection:
         return mhc_pre(streams, self.mixer, self.iterations, self.eps, self.norm_eps)
 
     @staticmethod
-    def post(y: Tensor, streams: Tensor, mixed: Mixed) -> Tensor:
-        """Write the sublayer's output [T, d] back into the streams [T, M, d]."""
-        return mhc_post(y, streams, mixed.post, mixed.comb)
+    def post(y: Tensor, mixed: Mixed) -> Tensor:
+        """Write the sublayer's output [T, d] back: new streams [T, M, d]."""
+        return mhc_post(y, mixed)
 
 
 class HeadMix:

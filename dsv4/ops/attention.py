@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BLOCK = 64  # entries per step of the running softmax, as in the reference kernel
+GATHERED = 1 << 26  # numbers gathered from the pool at once
 
 
 def window_positions(positions: Tensor, window: int) -> Tensor:
@@ -21,28 +22,29 @@ def sparse_attention(q: Tensor, pool: Tensor, rows: Tensor, sink: Tensor) -> Ten
 
     q: [T, H, D]; pool: [N, D]; rows: [T, n] rows of the pool, -1 for none, each token's first entry valid;
     sink: [H] FP32 logits that take part in the denominator only; scale D^-1/2. Returns [T, H, D] in q's dtype.
-    Scores, sums and the accumulator are FP32; probabilities are rounded to q's dtype before they weigh the values.
-    Runs over blocks of 64 entries with a running maximum. A block without entries changes no bit.
+    Scores, sums and the accumulator are FP32; probabilities are rounded to q's dtype before they weigh the values,
+    relative to the running maximum over blocks of 64 entries. A block without entries changes no bit.
     """
     rows = F.pad(rows, (0, -rows.shape[1] % BLOCK), value=-1)
-    query = q.float()
-    scale = q.shape[-1] ** -0.5
-    peak: Tensor | None = None
-    total = acc = torch.zeros(())
-    for block in rows.split(BLOCK, 1):
-        kv = pool[block.clamp(min=0)].float()
-        absent = (block < 0).unsqueeze(1)
-        scores = (torch.bmm(query, kv.transpose(1, 2)) * scale).masked_fill(absent, float("-inf"))
-        best = scores.amax(-1, keepdim=True)
-        new = best if peak is None else torch.maximum(peak, best)
-        exp = torch.exp(scores - new)
-        weighed = torch.bmm(exp.to(q.dtype).float(), kv.masked_fill(absent.transpose(1, 2), 0))
-        if peak is None:
-            total, acc = exp.sum(-1, keepdim=True), weighed
-        else:
-            keep = torch.exp(peak - new)
-            total, acc = total * keep + exp.sum(-1, keepdim=True), acc * keep + weighed
-        peak = new
-    assert peak is not None
-    total = total + torch.exp(sink.view(1, -1, 1) - peak)
-    return (acc / total).to(q.dtype)
+    at_once = max(1, GATHERED // (rows.shape[1] * pool.shape[1]))
+    parts = [_attend(q_part, pool, r, sink) for q_part, r in zip(q.split(at_once), rows.split(at_once), strict=True)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _attend(q: Tensor, pool: Tensor, rows: Tensor, sink: Tensor) -> Tensor:
+    tokens, heads, dim = q.shape
+    blocks = rows.shape[1] // BLOCK
+    absent = rows < 0
+    # An absent entry has weight 0, which no one else's NaN may spoil: it reads the token's own first row.
+    kv = pool[torch.where(absent, rows[:, :1], rows)].float().view(-1, BLOCK, dim)
+    scores = torch.bmm(q.float().repeat_interleave(blocks, 0), kv.mT) * dim**-0.5
+    scores = scores.masked_fill(absent.view(-1, 1, BLOCK), float("-inf")).view(tokens, blocks, heads, BLOCK)
+    peak = scores.amax(-1, keepdim=True).cummax(1).values
+    exp = torch.exp(scores - peak)
+    weighed = torch.bmm(exp.type(q.dtype).float().view(-1, heads, BLOCK), kv).view(tokens, blocks, heads, dim)
+    mass = exp.sum(-1, keepdim=True)
+    keep = torch.exp(peak[:, :-1] - peak[:, 1:])
+    total, acc = mass[:, 0], weighed[:, 0]
+    for n in range(1, blocks):
+        total, acc = total * keep[:, n - 1] + mass[:, n], acc * keep[:, n - 1] + weighed[:, n]
+    return (acc / (total + torch.exp(sink.view(-1, 1) - peak[:, -1]))).type(q.dtype)

@@ -9,34 +9,33 @@ from torch import Tensor
 from dsv4.quant.activation import fp8_simulate
 from dsv4.quant.tensor import QTensor
 
-# A library GEMM picks its kernel by the number of rows, and with it the order of every row's sum. All products here
-# run on tiles of exactly this many rows, so that a token's bits are the same alone, in a batch and in any chunk.
-ROW_TILE = 8
 ACTIVATION_BLOCK = 128
 
 
-def matmul(x: Tensor, weight: Tensor) -> Tensor:
-    """`x @ weight.T` in FP32 over fixed row tiles.
+def widen(x: Tensor) -> Tensor:
+    """x as FP32. A cast that changes nothing still costs a call: small steps are made of thousands."""
+    return x if x.dtype == torch.float32 else x.float()
 
-    x: [T, K] any float dtype; weight: [N, K] any float dtype; returns [T, N] FP32. The last tile is padded with
-    zero rows. On the CPU a row of the result depends on nothing but that row of `x` and `weight`.
+
+def matmul(x: Tensor, weight: Tensor) -> Tensor:
+    """`x @ weight.T` in FP32, every row a product of its own.
+
+    x: [T, K] any float dtype; weight: [N, K] any float dtype; returns [T, N] FP32. A library GEMM picks its kernel by
+    the number of rows, and with it the order of every row's sum. On the CPU this runs as T products of one row, so
+    that a token's bits are the same alone, in a batch and in any chunk.
     """
-    rows, width = x.shape
-    x, weight = x.float(), weight.float()
-    if x.is_cuda:
+    x, weight = widen(x), widen(weight)
+    rows = x.shape[0]
+    if rows == 1 or x.is_cuda:
         return F.linear(x, weight)
-    tiles = -(-rows // ROW_TILE)
-    if rows != tiles * ROW_TILE:
-        x = F.pad(x, (0, 0, 0, tiles * ROW_TILE - rows))
-    if tiles == 1:
-        return F.linear(x, weight)[:rows]
-    tiled = torch.bmm(x.view(tiles, ROW_TILE, width), weight.t().expand(tiles, width, weight.shape[0]))
-    return tiled.view(tiles * ROW_TILE, -1)[:rows]
+    if weight.numel() < 400:  # below this size the library multiplies batches by a loop of its own, in another order
+        return torch.cat([F.linear(row, weight) for row in x.split(1)]) if rows else x.new_empty(0, weight.shape[0])
+    return torch.bmm(x.unsqueeze(1), weight.t().expand(rows, -1, -1)).squeeze(1)
 
 
 def dense(weight: Tensor | QTensor) -> Tensor:
     """The matrix as [N, K] FP32: a quantised one decoded (once, then kept), any other widened."""
-    return weight.values() if isinstance(weight, QTensor) else weight.float()
+    return weight.values() if isinstance(weight, QTensor) else widen(weight)
 
 
 def quantize_input(x: Tensor, weight: Tensor | QTensor, simulate: bool) -> Tensor:
@@ -48,6 +47,11 @@ def quantize_input(x: Tensor, weight: Tensor | QTensor, simulate: bool) -> Tenso
     return fp8_simulate(x, ACTIVATION_BLOCK) if simulate and isinstance(weight, QTensor) else x
 
 
+def project(x: Tensor, weight: Tensor | QTensor) -> Tensor:
+    """The product of an input that `quantize_input` has seen, rounded once to its dtype: [T, K] -> [T, N]."""
+    return matmul(x, dense(weight)).type(x.dtype)
+
+
 def linear(x: Tensor, weight: Tensor | QTensor, simulate: bool) -> Tensor:
     """A linear layer without bias, accumulated in FP32 and rounded once to the dtype of `x`.
 
@@ -55,7 +59,7 @@ def linear(x: Tensor, weight: Tensor | QTensor, simulate: bool) -> Tensor:
     FP8 activations (E4M3 per 128, power-of-two scales), as the reference's `fp8_gemm` and `fp4_gemm` do. Because those
     scales are powers of two, one FP32 product of the decoded operands equals the scaled block sums up to their order.
     """
-    return matmul(quantize_input(x, weight, simulate), dense(weight)).to(x.dtype)
+    return project(quantize_input(x, weight, simulate), weight)
 
 
 def grouped_linear(x: Tensor, weight: Tensor) -> Tensor:
@@ -66,4 +70,4 @@ def grouped_linear(x: Tensor, weight: Tensor) -> Tensor:
     """
     groups = x.shape[1]
     blocks = weight.view(groups, -1, weight.shape[1])
-    return torch.cat([matmul(x[:, g], blocks[g]) for g in range(groups)], dim=1).to(x.dtype)
+    return torch.cat([matmul(x[:, g], blocks[g]) for g in range(groups)], dim=1).type(x.dtype)

@@ -19,7 +19,7 @@ class Mixer(NamedTuple):
 
     fn: Tensor  # [n, M * d]
     base: Tensor  # [n]
-    scale: Tensor  # [3], or [1] before the head
+    scale: Tensor  # [n]: the stored factors (pre, post, comb; or one before the head), each repeated for its rows
 
 
 class Mixed(NamedTuple):
@@ -28,11 +28,12 @@ class Mixed(NamedTuple):
     x: Tensor  # [T, d]
     post: Tensor  # [T, M] FP32
     comb: Tensor  # [T, M, M] FP32, rows: from stream, columns: to stream
+    streams: Tensor  # [T, M, d] FP32, the streams that were read
 
 
 def sigmoid(x: Tensor) -> Tensor:
     """1 / (1 + e^-x). Spelt out: the library's own rounds differently at the end of a vector than inside it."""
-    return 1 / (1 + torch.exp(-x))
+    return torch.reciprocal(1 + torch.exp(-x))
 
 
 def sinkhorn(logits: Tensor, iterations: int, eps: float) -> Tensor:
@@ -43,49 +44,51 @@ def sinkhorn(logits: Tensor, iterations: int, eps: float) -> Tensor:
     """
     exp = torch.exp(logits - logits.amax(-1, keepdim=True))
     a = exp / exp.sum(-1, keepdim=True) + eps
-    a = a / (a.sum(-2, keepdim=True) + eps)
-    for _ in range(iterations - 1):
-        a = a / (a.sum(-1, keepdim=True) + eps)
-        a = a / (a.sum(-2, keepdim=True) + eps)
+    count, size, _ = a.shape
+    row, row_eps = a.new_ones(count, 1, size), a.new_full((count, 1, size), eps)
+    column, column_eps = row.mT, row_eps.mT
+    for step in range(iterations):
+        if step:
+            a /= torch.baddbmm(column_eps, a, column)  # row sums plus eps, as one op
+        a /= torch.baddbmm(row_eps, row, a)
     return a
 
 
-def _mix(streams: Tensor, mixer: Mixer, norm_eps: float) -> Tensor:
-    """The dynamic part: `fn` applied to all streams at once, divided by their joint RMS. [T, M, d] -> [T, n]."""
-    flat = streams.flatten(1).float()
-    return matmul(flat, mixer.fn) * torch.rsqrt(flat.square().mean(-1, keepdim=True) + norm_eps)
+def _mix(wide: Tensor, mixer: Mixer, norm_eps: float) -> Tensor:
+    """The n dynamic logits of each token: `fn` applied to all streams at once, divided by their joint RMS, scaled."""
+    flat = wide.flatten(1)
+    mixed = matmul(flat, mixer.fn) * torch.rsqrt(flat.square().mean(-1, keepdim=True) + norm_eps)
+    return mixed * mixer.scale + mixer.base
 
 
-def _weighted(streams: Tensor, weights: Tensor) -> Tensor:
-    return (weights.unsqueeze(-1) * streams.float()).sum(1).to(streams.dtype)
+def _weighted(wide: Tensor, weights: Tensor, dtype: torch.dtype) -> Tensor:
+    return (weights.unsqueeze(-1) * wide).sum(1).type(dtype)
 
 
 def mhc_pre(streams: Tensor, mixer: Mixer, iterations: int, eps: float, norm_eps: float) -> Mixed:
     """Reduce the streams to one sublayer input and compute the weights of the way back.
 
-    streams: [T, M, d]; returns x [T, d] in the streams' dtype, post [T, M] and comb [T, M, M] in FP32.
+    streams: [T, M, d]; returns x [T, d] in the streams' dtype, the rest in FP32.
     pre = sigmoid(.) + eps, post = 2 sigmoid(.), comb = sinkhorn(.).
     """
-    m = streams.shape[1]
-    pre, post, comb = _mix(streams, mixer, norm_eps).split((m, m, m * m), 1)
-    base_pre, base_post, base_comb = mixer.base.split((m, m, m * m))
-    scale = mixer.scale
-    weights = sigmoid(pre * scale[0] + base_pre) + eps
-    doubled = 2 * sigmoid(post * scale[1] + base_post)
-    matrix = sinkhorn((comb * scale[2] + base_comb).unflatten(1, (m, m)), iterations, eps)
-    return Mixed(_weighted(streams, weights), doubled, matrix)
+    count, m, _ = streams.shape
+    wide = streams.float()
+    mixed = _mix(wide, mixer, norm_eps)
+    gates = sigmoid(mixed[:, : 2 * m])
+    x = _weighted(wide, gates[:, :m] + eps, streams.dtype)
+    return Mixed(x, 2 * gates[:, m:], sinkhorn(mixed[:, 2 * m :].view(count, m, m), iterations, eps), wide)
 
 
-def mhc_post(y: Tensor, streams: Tensor, post: Tensor, comb: Tensor) -> Tensor:
+def mhc_post(y: Tensor, mixed: Mixed) -> Tensor:
     """Write a sublayer's output back: stream k becomes post_k * y + sum_j comb_jk * stream_j.
 
-    y: [T, d]; streams: [T, M, d], the sublayer's input streams; returns new streams of the same dtype.
+    y: [T, d]; mixed: of the `mhc_pre` that made the sublayer's input; returns streams [T, M, d] in y's dtype.
     """
-    carried = (comb.unsqueeze(-1) * streams.float().unsqueeze(2)).sum(1)
-    return (post.unsqueeze(-1) * y.float().unsqueeze(1) + carried).to(streams.dtype)
+    carried = (mixed.comb.unsqueeze(-1) * mixed.streams.unsqueeze(2)).sum(1)
+    return (mixed.post.unsqueeze(-1) * y.float().unsqueeze(1) + carried).type(y.dtype)
 
 
 def mhc_head(streams: Tensor, mixer: Mixer, eps: float, norm_eps: float) -> Tensor:
     """Reduce the streams to one vector before the last norm: [T, M, d] -> [T, d]. Only `pre` weights, no way back."""
-    weights = sigmoid(_mix(streams, mixer, norm_eps) * mixer.scale + mixer.base) + eps
-    return _weighted(streams, weights)
+    wide = streams.float()
+    return _weighted(wide, sigmoid(_mix(wide, mixer, norm_eps)) + eps, streams.dtype)

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dsv4.ops.index import top_k
-from dsv4.ops.linear import dense, matmul, quantize_input
+from dsv4.ops.linear import matmul, project, quantize_input
 from dsv4.quant.tensor import QTensor
 
 
@@ -57,25 +58,39 @@ def swiglu(gate: Tensor, up: Tensor, limit: float) -> Tensor:
     return silu(gate.clamp(max=limit)) * up.clamp(-limit, limit) if limit else silu(gate) * up
 
 
-def expert_forward(x: Tensor, expert: Expert, weight: Tensor | None, limit: float, simulate: bool) -> Tensor:
-    """One expert on its tokens. x: [T, d], already rounded as `quantize_input` says; weight: [T, 1] FP32 or None.
-
-    The routing weight multiplies before the second matrix, so that its quantiser sees the weighted value.
-    """
-    gate = matmul(x, dense(expert.w1)).to(x.dtype)
-    up = matmul(x, dense(expert.w3)).to(x.dtype)
-    hidden = swiglu(gate, up, limit)
-    hidden = (hidden if weight is None else hidden * weight).to(x.dtype)
-    return matmul(quantize_input(hidden, expert.w2, simulate), dense(expert.w2)).to(x.dtype)
-
-
 def moe(x: Tensor, picks: Route, experts: Sequence[Expert], shared: Expert, limit: float, simulate: bool) -> Tensor:
-    """Routed experts summed in FP32 in ascending order of their number, then the shared expert. [T, d] -> [T, d]."""
-    out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
-    routed = quantize_input(x, experts[0].w1, simulate)
-    for number in sorted(set(picks.experts.flatten().tolist())):
-        tokens, slots = torch.where(picks.experts == number)
-        weight = picks.weights[tokens, slots].unsqueeze(1)
-        out[tokens] += expert_forward(routed[tokens], experts[number], weight, limit, simulate).float()
-    out += expert_forward(quantize_input(x, shared.w1, simulate), shared, None, limit, simulate).float()
-    return out.to(x.dtype)
+    """Routed experts and the shared one, summed in FP32: routed by ascending number, shared last. [T, d] -> [T, d].
+
+    The routing weight multiplies before the second matrix, so that its quantiser sees the weighted value. Everything
+    between the matrices runs once over all pairs of token and expert.
+    """
+    tokens, k = picks.experts.shape
+    chosen, slots = picks.experts.sort(1)
+    last = chosen.new_full((tokens, 1), len(experts))  # the shared expert follows as number E, with weight 1
+    number = torch.cat((chosen, last), 1).flatten()
+    weight = F.pad(picks.weights.gather(1, slots), (0, 1), value=1.0).view(-1, 1)
+    order = number.argsort(stable=True)
+    parts = [(shared if e == len(experts) else experts[e], n) for e, n in _runs(number[order])]
+    # All first matrices are quantised or none is, with the same activation blocks: one rounding serves them all.
+    rounded = quantize_input(x, shared.w1, simulate)[order // (k + 1)]
+    up = _by_expert(rounded, [(part.w3, n) for part, n in parts])
+    hidden = swiglu(_by_expert(rounded, [(part.w1, n) for part, n in parts]), up, limit) * weight[order]
+    hidden = quantize_input(hidden.type(x.dtype), shared.w2, simulate)
+    y = x.new_empty(hidden.shape[0], x.shape[1])
+    y[order] = _by_expert(hidden, [(part.w2, n) for part, n in parts])
+    out, *others = y.view(tokens, k + 1, -1).float().unbind(1)
+    for other in others:
+        out = out + other
+    return out.type(x.dtype)
+
+
+def _runs(numbers: Tensor) -> list[tuple[int, int]]:
+    """Runs of equal numbers in a sorted tensor: (number, length)."""
+    values, counts = numbers.unique_consecutive(return_counts=True)
+    return list(zip(values.tolist(), counts.tolist(), strict=True))
+
+
+def _by_expert(x: Tensor, parts: Sequence[tuple[Tensor | QTensor, int]]) -> Tensor:
+    """Consecutive rows of x, each run through its own matrix."""
+    runs = x.split([count for _, count in parts])
+    return torch.cat([project(rows, weight) for rows, (weight, _) in zip(runs, parts, strict=True)])

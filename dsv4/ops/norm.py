@@ -13,7 +13,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """
     wide = x.float()
     scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return (weight * scaled).to(x.dtype)
+    return (weight * scaled).type(x.dtype)
 
 
 def unit_rms(x: Tensor, eps: float) -> Tensor:
@@ -21,5 +21,5 @@ def unit_rms(x: Tensor, eps: float) -> Tensor:
 
     x: [T, H, D]; returns the same. The mean is taken in FP32 and rounded (`Tensor.mean` of a BF16 tensor).
     """
-    mean = x.square().float().mean(-1, keepdim=True).to(x.dtype)
-    return x * torch.rsqrt((mean + eps).float()).to(x.dtype)
+    mean = x.square().float().mean(-1, keepdim=True).type(x.dtype)
+    return x * torch.rsqrt((mean + eps).float()).type(x.dtype)

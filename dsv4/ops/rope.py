@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -57,6 +58,12 @@ def rope(x: Tensor, turn: Rotation, inverse: bool = False) -> Tensor:
     cos, sin = turn if x.dim() == 2 else (turn.cos.unsqueeze(1), turn.sin.unsqueeze(1))
     dims = cos.shape[-1]
     tail = x[..., -dims:].float()
-    swapped = tail.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-    turned = tail * cos - swapped * sin if inverse else tail * cos + swapped * sin
-    return torch.cat((x[..., :-dims], turned.to(x.dtype)), -1)
+    kept, crossed = tail * cos, tail.index_select(-1, _swapped(dims, x.device)) * sin
+    turned = kept - crossed if inverse else kept + crossed
+    return torch.cat((x[..., :-dims], turned.type(x.dtype)), -1)
+
+
+@lru_cache(maxsize=8)
+def _swapped(dims: int, device: torch.device) -> Tensor:
+    """1, 0, 3, 2, ...: the other member of each pair."""
+    return torch.arange(dims, device=device) ^ 1

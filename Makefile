@@ -1,0 +1,70 @@
+# Needs make and Python 3.10 or newer with venv and pip; everything else is installed into virtual environments in here.
+# pip is used as it is configured: an index set by PIP_INDEX_URL or PIP_EXTRA_INDEX_URL is honoured.
+
+PYTHON ?= python3
+VENV ?= .venv
+TEST_VENV ?= .venv-test
+TORCH ?= torch==2.13.0
+PROMPT ?= What is the capital of France?
+
+# Wheels only: nothing is ever compiled here. Without --no-compile pip byte-compiles all of torch, used or not.
+PIP_INSTALL = -m pip --disable-pip-version-check install --only-binary :all: --no-compile
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test ci gpu lint python clean
+
+help:
+	@echo "make demo   answer a prompt with the embedded model (sets up $(VENV) on first use; PROMPT=... asks something else)"
+	@echo "make test   lint, types and the everyday tests (sets up $(TEST_VENV) on first use)"
+	@echo "make ci     all that runs without a GPU, the slow tests too"
+	@echo "make gpu    the GPU tests, with the $(PYTHON) that has torch"
+	@echo "make lint   ruff and mypy"
+	@echo "make clean  remove .venv, .venv-test and the caches"
+	@echo "PYTHON, VENV, TEST_VENV, TORCH (now $(TORCH)) and PROMPT can be set, as in: make demo PYTHON=python3.12"
+
+demo: $(VENV)/.ready
+	@$(VENV)/bin/dsv4 generate -p "$(PROMPT)"
+
+test: lint
+	$(TEST_VENV)/bin/python -m pytest
+
+ci: lint
+	$(TEST_VENV)/bin/python -m pytest -m "not gpu" --durations=10
+
+lint: $(TEST_VENV)/.ready
+	$(TEST_VENV)/bin/ruff check .
+	$(TEST_VENV)/bin/mypy
+
+gpu:
+	@$(PYTHON) -c "import torch; raise SystemExit(not torch.cuda.is_available())" \
+		|| { echo "make gpu: $(PYTHON) has no torch that sees a GPU; name one that does with PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m pytest -m gpu
+
+python:
+	@$(PYTHON) -c "import sys; raise SystemExit(sys.version_info < (3, 10))" || { \
+		echo "dsv4 needs Python 3.10 or newer; $(PYTHON) is `$(PYTHON) --version 2>&1`; name another with PYTHON=..." >&2; \
+		exit 1; }
+	@$(PYTHON) -c "import ensurepip, venv" \
+		|| { echo "$(PYTHON) has no venv module; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+
+# A torch that $(PYTHON) can import is lent to the new environment by a .pth file, which works for a system Python and for
+# an activated environment alike. The name sorts last: what is installed in here goes first. Without one, the demo gets
+# the version that the tests run, in whichever build pip is set up to find.
+$(VENV)/.ready: pyproject.toml | python
+	@$(PYTHON) -m venv $(VENV)
+	@site=`$(VENV)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))"`; \
+	if $(PYTHON) -c "import sys, torch; print(*(p for p in sys.path if p.endswith('-packages')), sep='\n')" \
+		> "$$site/zz_lent.pth" 2>/dev/null; \
+	then echo "Using the torch that $(PYTHON) has."; torch=; \
+	else rm -f "$$site/zz_lent.pth"; echo "Installing $(TORCH) into $(VENV), once."; torch="$(TORCH)"; fi; \
+	$(VENV)/bin/python $(PIP_INSTALL) $$torch --editable .
+	@touch $@
+
+$(TEST_VENV)/.ready: pyproject.toml | python
+	$(PYTHON) -m venv $(TEST_VENV)
+	$(TEST_VENV)/bin/python $(PIP_INSTALL) --quiet "$(TORCH)" --editable ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf .venv .venv-test .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Words to token ids and back: tokenizer, prompt encoding of each release, parser of what the model says."""

@@ -1,0 +1,109 @@
+"""A checkpoint's parameters as tensors: plain ones as stored, quantised matrices whole as QTensors."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, NamedTuple
+
+import torch
+
+from dsv4.checkpoint.ledger import Ledger, balance
+from dsv4.checkpoint.reader import Checkpoint
+from dsv4.checkpoint.specs import Param
+from dsv4.config import ModelConfig
+from dsv4.errors import CheckpointError
+from dsv4.quant.formats import has_nan_scale
+from dsv4.quant.tensor import QTensor
+
+Weight = torch.Tensor | QTensor
+_READERS: Final = 4  # files are read and copied by so many threads: one alone does not keep a fast disk busy
+
+
+class LoadProgress(NamedTuple):
+    """`done` of `total` bytes after `seconds`; `what` is being loaded, such as "layers.3"."""
+
+    done: int
+    total: int
+    seconds: float
+    what: str
+
+    @property
+    def rate(self) -> float:
+        """Bytes a second so far."""
+        return self.done / self.seconds if self.seconds > 0 else 0.0
+
+
+Progress = Callable[[LoadProgress], None]
+
+
+def load(
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+    draft: bool = True,
+) -> dict[str, Weight]:
+    """Every parameter of `config` by its Hub name; a quantised matrix "….weight" is a QTensor that holds its scales.
+
+    Names, shapes and dtypes are checked before a byte is copied (`ledger.balance`), NaN scales and expert ids out of
+    range while loading: CheckpointError. On the CPU the tensors share the files' mapping. `progress` is called once
+    for every part, such as "layers.3", from this thread.
+    """
+    return load_ledger(checkpoint, balance(config, checkpoint.specs, draft), config, device, progress)
+
+
+def load_ledger(
+    checkpoint: Checkpoint,
+    ledger: Ledger,
+    config: ModelConfig,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> dict[str, Weight]:
+    """As `load`, for a caller that made the ledger itself, to show what was ignored."""
+    weights: dict[str, Weight] = {}
+    start, done, total = time.monotonic(), 0, ledger.nbytes
+    with ThreadPoolExecutor(_READERS) as pool:
+        for part, params in _parts(ledger.params):
+            loaded = pool.map(lambda param: _fetch(checkpoint, param, config, device), params)
+            weights.update(zip((param.name for param in params), loaded, strict=True))
+            done += sum(spec.nbytes for param in params for spec in param.stored())
+            if progress is not None:
+                progress(LoadProgress(done, total, time.monotonic() - start, part))
+    return weights
+
+
+def _parts(params: tuple[Param, ...]) -> Iterator[tuple[str, list[Param]]]:
+    """Runs of parameters that belong together: "embed", "layers.0", "mtp.0"."""
+    parts: dict[str, list[Param]] = {}
+    for param in params:
+        words = param.name.split(".")
+        part = ".".join(words[:2]) if words[0] in ("layers", "mtp") else words[0]
+        parts.setdefault(part, []).append(param)
+    yield from parts.items()
+
+
+def _fetch(checkpoint: Checkpoint, param: Param, config: ModelConfig, device: torch.device | str) -> Weight:
+    tensors = [checkpoint.tensor(spec.name) for spec in param.stored()]
+    if param.format is None:
+        if param.name.endswith(".tid2eid"):
+            _check_ids(param.name, tensors[0], config.n_routed_experts)
+        return tensors[0].to(device)
+    matrix = QTensor(tensors[0], tensors[1], param.format, tensors[2] if len(tensors) > 2 else None)
+    _check_scales(param, matrix)
+    return matrix.to(device)
+
+
+def _check_scales(param: Param, matrix: QTensor) -> None:
+    whole, scale = matrix.global_scale, matrix.scale
+    infinite = scale.dtype == torch.float32 and not bool(scale.isfinite().all())
+    if has_nan_scale(matrix) or infinite or (whole is not None and not bool(whole.isfinite())):
+        name = param.stored()[1].name
+        raise CheckpointError(f"tensor {name}", got="NaN or Inf", wanted="finite scales", do="download it again")
+
+
+def _check_ids(name: str, table: torch.Tensor, experts: int) -> None:
+    low, high = int(table.min()), int(table.max())
+    if low < 0 or high >= experts:
+        raise CheckpointError(f"tensor {name}", got=f"expert ids {low} to {high}", wanted=f"0 to {experts - 1}")

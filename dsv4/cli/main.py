@@ -1,0 +1,59 @@
+"""`dsv4`: the verbs, and how errors reach the user."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from dsv4 import __version__
+from dsv4.cli.generate import generate
+from dsv4.cli.inspect import inspect
+from dsv4.cli.synth import synth
+from dsv4.errors import DSV4Error
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Run DeepSeek-V4 models. Without MODEL, the small trained model inside the package answers.",
+)
+app.command()(generate)
+app.command()(inspect)
+app.command()(synth)
+TRACED_STEPS = "20"
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(__version__)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line. Exit code 0: done; 1: an error that its one line explains; 2: wrong usage; 130: Ctrl-C."""
+    given = _with_trace_number(sys.argv[1:] if arguments is None else arguments)
+    try:
+        app(given)
+    except DSV4Error as error:
+        print(f"dsv4: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _with_trace_number(arguments: list[str]) -> list[str]:
+    """`--trace` takes a number or none, which the option parser cannot express."""
+    out = []
+    for this, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        out += [this, TRACED_STEPS] if this == "--trace" and not following.isdecimal() else [this]
+    return out
+
+
+if __name__ == "__main__":
+    main()

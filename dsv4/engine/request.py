@@ -1,0 +1,110 @@
+"""What was asked for, and how far it has come. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from dsv4.engine.stop import StopText
+from dsv4.errors import RequestError
+
+_RANGES: Mapping[str, tuple[float, float]] = {
+    "temperature": (0, 100),
+    "top_k": (0, 1 << 31),
+    "top_p": (0, 1),
+    "min_p": (0, 1),
+    "max_tokens": (1, 1 << 31),
+    "trace": (0, 1 << 31),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen and when to stop. temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off.
+
+    The same `seed` gives the same tokens for the same prompt, whatever else is running. RequestError out of range.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+    max_tokens: int = 512
+    stop: tuple[str, ...] = ()
+    trace: int = 0  # first steps whose distribution is reported
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise RequestError(name, got=value, wanted=f"{low:g} to {high:g}")
+        if not all(self.stop):
+            raise RequestError("stop", got="an empty string", wanted="strings of at least one character")
+
+
+class TextStream(Protocol):
+    """Turns ids into text, whole characters only (`chat.detokenize.Detokenizer`)."""
+
+    def push(self, id: int) -> str:
+        """Text that became certain with this id."""
+
+    def finish(self) -> str:
+        """What is left at the end."""
+
+
+@dataclass(eq=False)
+class Request:
+    """One sequence: prompt, output so far, and where its state lives."""
+
+    number: int
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    text: TextStream
+    stop_text: StopText
+    slot: int = -1
+    done: int = 0  # tokens whose state is in the cache
+    output: list[int] = field(default_factory=list)
+    finish: str | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens so far, prompt and output."""
+        return len(self.prompt) + len(self.output)
+
+    def tokens(self, start: int, end: int) -> list[int]:
+        """Tokens at positions start .. end - 1."""
+        return [*self.prompt[start:end], *self.output[max(start - len(self.prompt), 0) : max(end - len(self.prompt), 0)]]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A token and its probability at temperature 1."""
+
+    id: int
+    probability: float
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The distribution behind one step: the chosen token's probability, the most probable ones, entropy in nats."""
+
+    probability: float
+    ranking: tuple[Candidate, ...]
+    entropy: float
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What one step gave one request. `text` lags behind `token` while a character or a stop string may be unfinished.
+
+    finish: None while it runs; "stop" (end of sentence), "role_token" (a token that must not appear inside a turn),
+    "stop_string", "length" (max_tokens), "context" (no room left), "cancelled".
+    """
+
+    number: int
+    token: int | None
+    text: str
+    finish: str | None = None
+    trace: Trace | None = None

@@ -1,0 +1,126 @@
+"""A checkpoint directory becomes something to talk to: the one place where all rooms meet."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dsv4 import settings
+from dsv4.cache.layout import cache_bytes
+from dsv4.cache.store import Store
+from dsv4.chat.dialect import Dialect
+from dsv4.chat.encode import Prompt, encode_messages
+from dsv4.chat.tokenizer import Tokenizer
+from dsv4.checkpoint.ledger import balance
+from dsv4.checkpoint.load import LoadProgress as LoadProgress
+from dsv4.checkpoint.load import Progress, load_ledger
+from dsv4.checkpoint.reader import Checkpoint
+from dsv4.config import EngineOptions, ModelConfig, Resolved, read_json
+from dsv4.engine.engine import Engine
+from dsv4.engine.request import Delta, Sampling
+from dsv4.engine.runner import Runner
+from dsv4.errors import ConfigError
+from dsv4.model.model import Model
+
+EMBEDDED = Path(str(files("dsv4"))) / "assets" / "pico"
+# Below this width a matrix product is over before a second thread has woken up.
+_ONE_THREAD_WIDTH = 512
+
+
+@dataclass
+class LLM:
+    """A loaded model with its words. Build one with `LLM.load`."""
+
+    directory: Path
+    config: ModelConfig
+    tokenizer: Tokenizer
+    engine: Engine
+    resolved: Resolved
+    dialect_asked: str | None = None
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path | None = None,
+        options: EngineOptions | None = None,
+        dialect: str | None = None,
+        progress: Progress | None = None,
+    ) -> LLM:
+        """Read the checkpoint in `model` (None: the embedded one).
+
+        `dialect`: as `Dialect.for_model` takes it. Raises a DSV4Error for anything wrong with the files or options.
+        """
+        directory = EMBEDDED if model is None else Path(model)
+        config = ModelConfig.load(directory)
+        options = options or EngineOptions()
+        _check(options, config)
+        tokenizer = Tokenizer.load(directory, config.vocab_size)
+        checkpoint = Checkpoint.open(directory)
+        ledger = balance(config, checkpoint.specs, draft=False)
+        torch.set_num_threads(_threads(config))
+        weights = load_ledger(checkpoint, ledger, config, options.device, progress)
+        runner = Runner(Model(config, weights, options), Store(config, options))
+        engine = Engine(runner, options.prefill_chunk, tokenizer.eos_id, tokenizer.role_ids, tokenizer.stream)
+        linear, experts = (f.name if f else ledger.formats.plain for f in (ledger.formats.linear, ledger.formats.experts))
+        facts = (
+            ("model", str(directory)),
+            ("weights", f"linears {linear}, experts {experts}, {ledger.nbytes / 1e6:,.1f} MB"),
+            ("cache", f"{cache_bytes(config, options) / 1e6:,.1f} MB"),
+            ("threads", str(torch.get_num_threads())),
+            *((("unknown", ", ".join(config.unknown)),) if config.unknown else ()),
+        )
+        return cls(directory, config, tokenizer, engine, Resolved(config, options, facts), dialect)
+
+    @cached_property
+    def dialect(self) -> Dialect:
+        """How this model was taught to chat. PromptError if neither the directory nor the caller says."""
+        return Dialect.for_model(self.directory, self.dialect_asked)
+
+    @cached_property
+    def defaults(self) -> Sampling:
+        """Sampling that the checkpoint's generation_config.json recommends; the family's own if there is none."""
+        path = self.directory / "generation_config.json"
+        given: Mapping[str, Any] = read_json(path) if path.exists() else {}
+        known = {name: given[name] for name in ("temperature", "top_k", "top_p", "min_p") if name in given}
+        return Sampling(**known) if given.get("do_sample", True) else Sampling(temperature=0)
+
+    def prompt(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Prompt:
+        """Render messages; `options` are those of `chat.encode.encode_messages`."""
+        return encode_messages(messages, self.dialect, **options)
+
+    def generate(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[Delta]:
+        """Token by token, the answer to one prompt. Closing the iterator early drops the request."""
+        number = self.engine.add(prompt, sampling)
+        try:
+            while self.engine.busy:
+                for delta in self.engine.step():
+                    if delta.number == number:
+                        yield delta
+                        if delta.finish:
+                            return
+        finally:
+            self.engine.cancel(number)
+
+
+def _check(options: EngineOptions, config: ModelConfig) -> None:
+    """Check the options against the model and the machine."""
+    limit = config.max_position_embeddings
+    if options.max_context > limit:
+        raise ConfigError("max_context", got=options.max_context, wanted=f"at most the model's {limit}")
+    try:
+        torch.empty(0, device=options.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError("device", got=repr(options.device), wanted="cpu, or a device that torch can use here",
+                          do=str(error).splitlines()[0]) from None
+
+
+def _threads(config: ModelConfig) -> int:
+    asked = settings.load().threads
+    return asked or (1 if config.hidden_size <= _ONE_THREAD_WIDTH else os.cpu_count() or 1)

@@ -1,0 +1,89 @@
+"""One CPU thread, a printed seed, no GPU test without a GPU, and in CI no skipped test at all."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+import dsv4
+
+# Before torch is first imported; child processes inherit it. One thread: the machine is shared, sums keep one order.
+os.environ["OMP_NUM_THREADS"] = os.environ["DSV4_THREADS"] = "1"
+
+IN_CI = bool(os.environ.get("CI"))
+SEED = pytest.StashKey[int]()
+
+# Always fresh examples (hypothesis would freeze them in CI), never a deadline: the machine is shared.
+settings.register_profile("everyday", deadline=None, max_examples=50)
+settings.register_profile("thorough", deadline=None, max_examples=500, print_blob=True)
+settings.load_profile("thorough" if IN_CI else "everyday")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seed", type=int, help="repeat a run: the seed that its header printed")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    asked = config.getoption("--seed")
+    config.stash[SEED] = random.SystemRandom().randrange(2**31) if asked is None else asked
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"seed: {config.stash[SEED]} (again: --seed {config.stash[SEED]})"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no GPU")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    expected = hasattr(report, "wasxfail") or item.get_closest_marker("gpu")
+    if IN_CI and report.skipped and not expected:
+        _fail(report)
+    if report.failed:
+        report.sections.append(("seed", f"--seed {item.config.stash[SEED]}"))
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    if IN_CI and report.skipped:
+        _fail(report)
+    return report
+
+
+def _fail(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """In CI nothing may be missing: turn a skip into a failure that gives the skip's reason."""
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+    report.outcome = "failed"
+    report.longrepr = f"skipped in CI, where every test must run: {reason}"
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository."""
+    return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def pico_dir() -> Path:
+    """The embedded model's checkpoint directory."""
+    return Path(dsv4.__file__).parent / "assets" / "pico"
+
+
+@pytest.fixture
+def seed(pytestconfig: pytest.Config) -> int:
+    """This run's seed, printed in the header and beside every failure."""
+    return pytestconfig.stash[SEED]
