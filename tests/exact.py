@@ -30,7 +30,7 @@ def same(left: Tensor, right: Tensor) -> bool:
     return torch.equal(left.contiguous().view(torch.uint8), right.contiguous().view(torch.uint8))
 
 
-@dataclass
+@dataclass(repr=False)
 class Rig:
     """A model in official numerics, a random prompt and its run in one piece."""
 
@@ -106,15 +106,15 @@ def state(store: Store, slot: int, main_layers: int) -> Iterator[tuple[str, Tens
 def _layer_state(layer: LayerStore, slot: int, length: int) -> Iterator[tuple[str, Tensor]]:
     here, layout = torch.tensor(slot), layer.layout
     window = torch.arange(max(0, length - min(128, layout.window)), length)
-    yield "window", layer.kv[layer.window_rows(here, window)]
+    yield "window", layer.kv[layout.window_rows(here, window)]
     if layout.ratio:
         entries = torch.arange(length // layout.ratio)
-        yield "entries", layer.kv[layer.entry_rows(here, entries)]
-        yield "keys", layer.keys[layer.key_rows(here, entries)] if layout.indexed else torch.zeros(0)
+        yield "entries", layer.kv[layout.entry_rows(here, entries)]
+        yield "keys", layer.keys[layout.key_rows(here, entries)] if layout.indexed else torch.zeros(0)
         first = (length // layout.ratio - layout.indexed) * layout.ratio  # overlapped: the block before it, too
         open_tokens = torch.arange(max(0, first), length)
-        yield "tail", layer.tail[layer.tail_rows(here, open_tokens)]
-        yield "key tail", layer.key_tail[layer.tail_rows(here, open_tokens)]
+        yield "tail", layer.tail[layout.tail_rows(here, open_tokens)]
+        yield "key tail", layer.key_tail[layout.tail_rows(here, open_tokens)]
 
 
 def different_state(left: Store, right: Store, main_layers: int, slots: tuple[int, int] = (0, 0)) -> list[str]:

@@ -1,10 +1,14 @@
-"""How many rows of what each layer keeps for one sequence, from the configuration alone. No torch."""
+"""How many rows of what each layer keeps for one sequence, from the configuration alone. Imports no torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dsv4.config import EngineOptions, ModelConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 OVERLAPPED = 4
 
@@ -18,6 +22,7 @@ class LayerLayout:
     """
 
     ratio: int  # 0: window alone
+    span: int  # positions that a token sees in the window, its own included
     window: int  # rows of the window ring
     entries: int  # compressed rows
     tail: int  # rows of the compressor's ring
@@ -25,6 +30,27 @@ class LayerLayout:
     tail_width: int  # channels of values (and of scores) in a row of the tail
     key_width: int  # index_head_dim where there is an indexer, else 0
     key_tail_width: int
+
+    @property
+    def stride(self) -> int:
+        """Rows of `kv` of one slot: the window ring, then the entries."""
+        return self.window + self.entries
+
+    def window_rows(self, slots: Tensor, positions: Tensor) -> Tensor:
+        """Rows of `kv` that hold the window vectors of these positions. Shapes broadcast, here and below."""
+        return slots * self.stride + positions % self.window
+
+    def entry_rows(self, slots: Tensor, entries: Tensor | int) -> Tensor:
+        """Rows of `kv` that hold these compressed entries."""
+        return slots * self.stride + (self.window + entries)
+
+    def key_rows(self, slots: Tensor, entries: Tensor) -> Tensor:
+        """Rows of `keys` of these entries."""
+        return slots * self.entries + entries
+
+    def tail_rows(self, slots: Tensor, positions: Tensor) -> Tensor:
+        """Rows of `tail` and `key_tail` of these positions."""
+        return slots * self.tail + positions % self.tail
 
     @property
     def indexed(self) -> bool:
@@ -49,6 +75,7 @@ def layer_layout(config: ModelConfig, options: EngineOptions, ratio: int) -> Lay
     key_width = config.index_head_dim if overlapped else 0
     return LayerLayout(
         ratio=ratio,
+        span=config.sliding_window,
         window=config.sliding_window + reach(options),
         entries=options.max_context // ratio if ratio else 0,
         tail=span + reach(options) if ratio else 0,

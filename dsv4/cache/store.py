@@ -7,7 +7,6 @@ written for the position it is read for. So a new sequence needs no clearing, an
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from dsv4.cache.layout import LayerLayout, layouts, reach
 from dsv4.config import EngineOptions, ModelConfig
@@ -19,27 +18,10 @@ class LayerStore:
 
     def __init__(self, layout: LayerLayout, slots: int, dtype: torch.dtype, device: str) -> None:
         self.layout = layout
-        self.stride = layout.window + layout.entries
-        self.kv = torch.zeros(slots * self.stride, layout.width, dtype=dtype, device=device)
+        self.kv = torch.zeros(slots * layout.stride, layout.width, dtype=dtype, device=device)
         self.keys = torch.zeros(slots * layout.entries, layout.key_width, dtype=dtype, device=device)
         self.tail = torch.zeros(slots * layout.tail, 2, layout.tail_width, device=device)
         self.key_tail = torch.zeros(slots * layout.tail, 2, layout.key_tail_width, device=device)
-
-    def window_rows(self, slots: Tensor, positions: Tensor) -> Tensor:
-        """Rows of `kv` that hold window vectors of these positions; -1 stays -1. Shapes broadcast."""
-        return torch.where(positions < 0, -1, slots * self.stride + positions % self.layout.window)
-
-    def entry_rows(self, slots: Tensor, entries: Tensor) -> Tensor:
-        """Rows of `kv` that hold these compressed entries; -1 stays -1. Shapes broadcast."""
-        return torch.where(entries < 0, -1, slots * self.stride + self.layout.window + entries)
-
-    def key_rows(self, slots: Tensor, entries: Tensor) -> Tensor:
-        """Rows of `keys` of these entries (clamped to the slot: a row past the end is never selected)."""
-        return slots * self.layout.entries + entries.clamp(max=self.layout.entries - 1)
-
-    def tail_rows(self, slots: Tensor, positions: Tensor) -> Tensor:
-        """Rows of `tail` and `key_tail` of these positions (any row for negative ones: they are masked)."""
-        return slots * self.layout.tail + positions % self.layout.tail
 
 
 class Store:

@@ -7,10 +7,11 @@ from torch import Tensor
 
 from dsv4.cache.store import LayerStore
 from dsv4.config import ModelConfig
-from dsv4.model.batch import Batch, Closing
+from dsv4.model.batch import Batch
 from dsv4.model.layers import Norm, Scope
-from dsv4.ops.attention import BLOCK, sparse_attention, window_positions
-from dsv4.ops.compress import Compressor, block_tokens, compressor_terms, finish_entry, pool
+from dsv4.model.places import Places
+from dsv4.ops.attention import sparse_attention
+from dsv4.ops.compress import Compressor, compressor_terms, finish_entry, pool
 from dsv4.ops.index import head_weights, index_scores, select_rows
 from dsv4.ops.linear import dense, grouped_linear, linear, project, quantize_input
 from dsv4.ops.norm import unit_rms
@@ -20,8 +21,8 @@ from dsv4.taps import tap
 
 
 def _compressor(scope: Scope) -> Compressor:
-    names = ("wkv.weight", "wgate.weight", "ape", "norm.weight")
-    return Compressor(*(scope.wide(name) for name in names))
+    wkv, wgate, ape, norm = (scope.wide(name) for name in ("wkv.weight", "wgate.weight", "ape", "norm.weight"))
+    return Compressor(torch.cat((wkv, wgate)), torch.stack((torch.zeros_like(ape), ape), 1), norm)
 
 
 class Indexer:
@@ -33,37 +34,28 @@ class Indexer:
         self.heads, self.dim, self.k = config.index_n_heads, config.index_head_dim, config.index_topk
         self.eps, self.simulate = config.rms_norm_eps, simulate
 
-    def remember(self, x: Tensor, batch: Batch, ratio: int, store: LayerStore) -> None:
+    def remember(self, x: Tensor, places: Places, store: LayerStore) -> None:
         """Run the index keys' own compressor over x [T, d]."""
-        closing = batch.closing[ratio]
-        terms = compressor_terms(x, self.compressor, batch.positions)
-        store.key_tail[store.tail_rows(batch.slots, batch.positions)] = terms
-        if closing is not None:
-            keys = _entries(store.key_tail, self.compressor, closing, ratio, store, x.dtype, self.eps)
-            store.keys[store.key_rows(closing.slots, closing.entries)] = quantize_index(keys) if self.simulate else keys
+        store.key_tail[places.tail] = compressor_terms(x, self.compressor, places.positions)
+        if places.closing is not None:
+            keys = _entries(store.key_tail, self.compressor, places, x.dtype, self.eps)
+            *_, rows = places.closed
+            store.keys[rows] = quantize_index(keys) if self.simulate else keys
 
-    def select(self, x: Tensor, latent: Tensor, batch: Batch, visible: Tensor, store: LayerStore) -> Tensor:
-        """Entries for each token, ascending, -1 at the end. x: [T, d]; latent as in `queries`; returns [T, n]."""
-        ratio = store.layout.ratio
-        width = -(-(batch.longest // ratio) // BLOCK) * BLOCK
-        entries = torch.arange(width, device=x.device)
-        if batch.longest // ratio <= self.k:  # every visible entry is selected: no score can change the answer
-            return entries.masked_fill(entries >= visible.unsqueeze(1), -1)
-        q = project(latent, self.wq_b).unflatten(1, (self.heads, self.dim))
-        q = rope(q, batch.turn(ratio))
+    def select(self, x: Tensor, latent: Tensor, turn: Rotation, places: Places, store: LayerStore) -> Tensor:
+        """Entries for each token, ascending, -1 at the end. x: [T, d]; latent as in `queries`; returns [T, k]."""
+        q = rope(project(latent, self.wq_b).view(-1, self.heads, self.dim), turn)
         q = quantize_index(q) if self.simulate else q
-        weights = head_weights(x, self.weights_proj, self.dim)
-        rows = store.key_rows(batch.slots.unsqueeze(1), entries)
-        return select_rows(index_scores(q, weights, store.keys, rows), visible, self.k)
+        scores = index_scores(q, head_weights(x, self.weights_proj, self.dim), store.keys, places.keys)
+        return select_rows(scores, places.visible, self.k)
 
 
-def _entries(
-    tail: Tensor, weights: Compressor, closing: Closing, ratio: int, store: LayerStore, dtype: torch.dtype, eps: float
-) -> Tensor:
-    """The closed blocks' entries, normalised and rotated: [B, D]."""
-    tokens = block_tokens(closing.ends, ratio)
-    terms = tail[store.tail_rows(closing.slots.unsqueeze(1), tokens)]
-    return finish_entry(pool(terms, tokens, ratio, dtype), weights.norm, closing.turn, eps)
+def _entries(tail: Tensor, weights: Compressor, places: Places, dtype: torch.dtype, eps: float) -> Tensor:
+    """The entries of the blocks that end in this step, normalised and rotated: [B, D]."""
+    assert places.closing is not None
+    tokens, rows, *_ = places.closed
+    entry = pool(tail[rows], tokens, places.layout.ratio, dtype)
+    return finish_entry(entry, weights.norm, places.closing.turn, eps)
 
 
 class Attention:
@@ -82,14 +74,14 @@ class Attention:
 
     def __call__(self, x: Tensor, batch: Batch, store: LayerStore) -> Tensor:
         """x: [T, d], normalised; writes this step into `store`, returns [T, d]."""
-        turn, slots = batch.turn(self.ratio), batch.slots.unsqueeze(1)
+        turn, places = batch.turn(self.ratio), batch.places(store.layout)
         rounded = quantize_input(x, self.wq_a, self.simulate)
         latent, q = self.queries(rounded, turn)
-        store.kv[store.window_rows(batch.slots, batch.positions)] = self.keys(rounded, turn)
-        rows = store.window_rows(slots, window_positions(batch.positions, self.window))
+        store.kv[places.write] = self.keys(rounded, turn)
+        rows = places.window
         if self.compressor is not None:
-            chosen = self.remember(x, latent, batch, self.compressor, store)
-            rows = torch.cat((rows, store.entry_rows(slots, chosen)), 1)
+            self.remember(x, self.compressor, places, store)
+            rows = torch.cat((rows, self.entries(x, latent, turn, places, store)), 1)
         return self.output(sparse_attention(q, store.kv, rows, self.sink), turn)
 
     def queries(self, x: Tensor, turn: Rotation) -> tuple[Tensor, Tensor]:
@@ -106,22 +98,29 @@ class Attention:
         kv = rope(self.kv_norm(project(x, self.wkv)), turn)
         return quantize_kv(kv, self.rope_dims) if self.simulate else kv
 
-    def remember(self, x: Tensor, latent: Tensor, batch: Batch, weights: Compressor, store: LayerStore) -> Tensor:
-        """Pool the blocks that end here, then name the entries that each token attends to: [T, n], -1 for none."""
-        closing = batch.closing[self.ratio]
-        store.tail[store.tail_rows(batch.slots, batch.positions)] = compressor_terms(x, weights, batch.positions)
-        if closing is not None:
-            entries = _entries(store.tail, weights, closing, self.ratio, store, x.dtype, self.eps)
-            entries = quantize_kv(entries, self.rope_dims) if self.simulate else entries
-            store.kv[store.entry_rows(closing.slots, closing.entries)] = entries
-        visible = (batch.positions + 1) // self.ratio
+    def remember(self, x: Tensor, weights: Compressor, places: Places, store: LayerStore) -> None:
+        """Keep what the tokens add to their blocks, and pool the blocks that end here."""
+        store.tail[places.tail] = compressor_terms(x, weights, places.positions)
+        if places.closing is not None:
+            entries = _entries(store.tail, weights, places, x.dtype, self.eps)
+            _, _, rows, _ = places.closed
+            store.kv[rows] = quantize_kv(entries, self.rope_dims) if self.simulate else entries
+        if self.indexer is not None:
+            self.indexer.remember(x, places, store)
+
+    def entries(self, x: Tensor, latent: Tensor, turn: Rotation, places: Places, store: LayerStore) -> Tensor:
+        """Rows of the pooled entries that each token attends to: [T, n], -1 for none.
+
+        Where all are selected anyway, no score can change the answer and none is computed.
+        """
         if self.indexer is None:
-            every = torch.arange(batch.longest // self.ratio, device=x.device)
-            return every.masked_fill(every >= visible.unsqueeze(1), -1)
-        self.indexer.remember(x, batch, self.ratio, store)
-        chosen = self.indexer.select(x, latent, batch, visible, store)
+            return places.every_row
+        if places.longest // self.ratio <= self.indexer.k:
+            tap("selected", self.layer, places.every)
+            return places.every_row
+        chosen = self.indexer.select(x, latent, turn, places, store)
         tap("selected", self.layer, chosen)
-        return chosen
+        return places.rows(chosen)
 
     def output(self, out: Tensor, turn: Rotation) -> Tensor:
         """Turn the values back by the query's own position and project the groups of heads: [T, H, D] -> [T, d]."""

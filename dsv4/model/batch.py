@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from dsv4.cache.layout import LayerLayout
 from dsv4.config import ModelConfig
+from dsv4.model.places import Closing, Places
 from dsv4.ops.rope import Rotation, frequencies, rotation
 
 
@@ -22,16 +24,6 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Closing:
-    """Blocks of one ratio that this step completes, B of them."""
-
-    slots: Tensor  # [B]
-    ends: Tensor  # [B] position of each block's last token
-    entries: Tensor  # [B] block number
-    turn: Rotation  # of each block's first position
-
-
-@dataclass(frozen=True)
 class Batch:
     """T tokens of any number of sequences, one after another; integers are int64."""
 
@@ -42,6 +34,14 @@ class Batch:
     yarn: Rotation  # of the layers that compress
     closing: Mapping[int, Closing | None]  # by ratio; None where no block ends
     longest: int  # largest position + 1
+    _places: dict[LayerLayout, Places] = field(default_factory=dict)
+
+    def places(self, layout: LayerLayout) -> Places:
+        """Where this step reads and writes in caches of this layout; one object for all layers that share it."""
+        if layout not in self._places:
+            closing = self.closing.get(layout.ratio)
+            self._places[layout] = Places(layout, self.slots, self.positions, self.longest, closing)
+        return self._places[layout]
 
     def turn(self, ratio: int) -> Rotation:
         """The rotation that layers of this ratio use, for queries, keys and outputs alike."""
@@ -93,4 +93,4 @@ def _closing(places: Sequence[tuple[int, int]], ratio: int, yarn: Tensor) -> Clo
     if not closed:
         return None
     slots, ends = torch.tensor(closed, device=yarn.device).unbind(1)
-    return Closing(slots, ends, ends // ratio, rotation(ends + 1 - ratio, yarn))
+    return Closing(slots, ends, rotation(ends + 1 - ratio, yarn))

@@ -58,7 +58,7 @@ class DSpark:
         x = self.main_norm(linear(targets, self.main_proj, self.simulate))
         rounded = quantize_input(x, self.blocks[0].attn.wkv, self.simulate)
         for block, store in zip(self.blocks, stores, strict=True):
-            store.kv[store.window_rows(batch.slots, batch.positions)] = block.attn.keys(rounded, batch.plain)
+            store.kv[batch.places(store.layout).write] = block.attn.keys(rounded, batch.plain)
         return x
 
     @torch.inference_mode()
@@ -77,7 +77,7 @@ class DSpark:
         x = quantize_input(block.attn_norm(mixed.x), block.attn.wq_a, self.simulate)
         _, q = block.attn.queries(x, batch.plain)
         context = window_positions(torch.tensor([position], device=x.device), self.window)[0]
-        context = store.window_rows(batch.slots[0], context[context >= 0])
+        context = store.layout.window_rows(batch.slots[0], context[context >= 0])
         pool = torch.cat((store.kv[context], block.attn.keys(x, batch.plain)))
         rows = torch.arange(len(pool), device=x.device).expand(len(x), -1)
         y = block.attn.output(sparse_attention(q, pool, rows, block.attn.sink), batch.plain)

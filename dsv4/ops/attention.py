@@ -42,9 +42,8 @@ def _attend(q: Tensor, pool: Tensor, rows: Tensor, sink: Tensor) -> Tensor:
     peak = scores.amax(-1, keepdim=True).cummax(1).values
     exp = torch.exp(scores - peak)
     weighed = torch.bmm(exp.type(q.dtype).float().view(-1, heads, BLOCK), kv).view(tokens, blocks, heads, dim)
-    mass = exp.sum(-1, keepdim=True)
-    keep = torch.exp(peak[:, :-1] - peak[:, 1:])
-    total, acc = mass[:, 0], weighed[:, 0]
-    for n in range(1, blocks):
-        total, acc = total * keep[:, n - 1] + mass[:, n], acc * keep[:, n - 1] + weighed[:, n]
+    keep = torch.exp(peak[:, :-1] - peak[:, 1:]).unbind(1)
+    (total, *masses), (acc, *others) = exp.sum(-1, keepdim=True).unbind(1), weighed.unbind(1)
+    for kept, mass, other in zip(keep, masses, others, strict=True):
+        total, acc = total * kept + mass, acc * kept + other
     return (acc / (total + torch.exp(sink.view(-1, 1) - peak[:, -1]))).type(q.dtype)

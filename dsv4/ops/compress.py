@@ -17,9 +17,8 @@ OVERLAPPED = 4  # the ratio whose blocks overlap by one
 class Compressor(NamedTuple):
     """Weights of one compressor, all FP32. C = 2 * D when overlapped (halves A and B), else D."""
 
-    wkv: Tensor  # [C, d]
-    wgate: Tensor  # [C, d]
-    ape: Tensor  # [m, C]
+    project: Tensor  # [2 * C, d]: values, then scores (wkv, then wgate)
+    ape: Tensor  # [m, 2, C]: zeros for the values, the position bias for the scores
     norm: Tensor  # [D]
 
 
@@ -28,9 +27,8 @@ def compressor_terms(x: Tensor, weights: Compressor, positions: Tensor) -> Tenso
 
     x: [T, d]; positions: [T]. The position bias is added to the score alone, by the position inside the block.
     """
-    values = matmul(x, weights.wkv)
-    scores = matmul(x, weights.wgate) + weights.ape[positions % weights.ape.shape[0]]
-    return torch.stack((values, scores), 1)
+    terms = matmul(x, weights.project).view(x.shape[0], 2, -1)
+    return terms + weights.ape[positions % weights.ape.shape[0]]
 
 
 def block_tokens(ends: Tensor, ratio: int) -> Tensor:
@@ -56,7 +54,7 @@ def pool(terms: Tensor, tokens: Tensor, ratio: int, dtype: torch.dtype) -> Tenso
     scores = scores.masked_fill(absent, float("-inf"))
     exp = torch.exp(scores - scores.amax(1, keepdim=True))
     weights = exp / exp.sum(1, keepdim=True)
-    return (values.masked_fill(absent, 0) * weights).sum(1).to(dtype)
+    return (values.masked_fill(absent, 0) * weights).sum(1).type(dtype)
 
 
 def finish_entry(entry: Tensor, norm: Tensor, turn: Rotation, eps: float) -> Tensor:

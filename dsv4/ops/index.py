@@ -15,7 +15,7 @@ def head_weights(x: Tensor, weight: Tensor, dim: int) -> Tensor:
 
     dim: width of an index head. The scale is dim^-1/2 * H^-1/2.
     """
-    return matmul(x, weight).to(x.dtype) * (dim**-0.5 * weight.shape[0] ** -0.5)
+    return matmul(x, weight).type(x.dtype) * (dim**-0.5 * weight.shape[0] ** -0.5)
 
 
 def index_scores(q: Tensor, weights: Tensor, keys: Tensor, rows: Tensor) -> Tensor:
@@ -27,8 +27,8 @@ def index_scores(q: Tensor, weights: Tensor, keys: Tensor, rows: Tensor) -> Tens
     queries = q.float().transpose(1, 2)
     scores = []
     for block in rows.split(KEY_BLOCK, 1):
-        dots = torch.bmm(keys[block].float(), queries).to(q.dtype)
-        scores.append((dots.relu() * weights.unsqueeze(1)).float().sum(-1).to(q.dtype))
+        dots = torch.bmm(keys[block].float(), queries).type(q.dtype)
+        scores.append((dots.relu() * weights.unsqueeze(1)).float().sum(-1).type(q.dtype))
     return torch.cat(scores, 1).float()
 
 

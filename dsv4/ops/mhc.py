@@ -62,7 +62,7 @@ def _mix(wide: Tensor, mixer: Mixer, norm_eps: float) -> Tensor:
 
 
 def _weighted(wide: Tensor, weights: Tensor, dtype: torch.dtype) -> Tensor:
-    return (weights.unsqueeze(-1) * wide).sum(1).type(dtype)
+    return torch.bmm(weights.unsqueeze(1), wide).squeeze(1).type(dtype)
 
 
 def mhc_pre(streams: Tensor, mixer: Mixer, iterations: int, eps: float, norm_eps: float) -> Mixed:
@@ -84,8 +84,8 @@ def mhc_post(y: Tensor, mixed: Mixed) -> Tensor:
 
     y: [T, d]; mixed: of the `mhc_pre` that made the sublayer's input; returns streams [T, M, d] in y's dtype.
     """
-    carried = (mixed.comb.unsqueeze(-1) * mixed.streams.unsqueeze(2)).sum(1)
-    return (mixed.post.unsqueeze(-1) * y.float().unsqueeze(1) + carried).type(y.dtype)
+    written = torch.bmm(mixed.post.unsqueeze(2), y.float().unsqueeze(1))
+    return torch.baddbmm(written, mixed.comb.mT, mixed.streams).type(y.dtype)
 
 
 def mhc_head(streams: Tensor, mixer: Mixer, eps: float, norm_eps: float) -> Tensor:

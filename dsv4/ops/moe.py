@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -66,28 +67,27 @@ def moe(x: Tensor, picks: Route, experts: Sequence[Expert], shared: Expert, limi
     """
     tokens, k = picks.experts.shape
     chosen, slots = picks.experts.sort(1)
-    last = chosen.new_full((tokens, 1), len(experts))  # the shared expert follows as number E, with weight 1
-    number = torch.cat((chosen, last), 1).flatten()
-    weight = F.pad(picks.weights.gather(1, slots), (0, 1), value=1.0).view(-1, 1)
-    order = number.argsort(stable=True)
-    parts = [(shared if e == len(experts) else experts[e], n) for e, n in _runs(number[order])]
+    # The shared expert follows as number E with weight 1. Numbers of all pairs of token and expert, token by token:
+    numbers = F.pad(chosen, (0, 1), value=len(experts)).flatten().tolist()
+    order = sorted(range(len(numbers)), key=numbers.__getitem__)
+    parts = [(shared if e == len(experts) else experts[e], len(list(run))) for e, run in _runs(numbers, order)]
+    at = torch.tensor([order, [n // (k + 1) for n in order]], device=x.device)
     # All first matrices are quantised or none is, with the same activation blocks: one rounding serves them all.
-    rounded = quantize_input(x, shared.w1, simulate)[order // (k + 1)]
-    up = _by_expert(rounded, [(part.w3, n) for part, n in parts])
-    hidden = swiglu(_by_expert(rounded, [(part.w1, n) for part, n in parts]), up, limit) * weight[order]
-    hidden = quantize_input(hidden.type(x.dtype), shared.w2, simulate)
-    y = x.new_empty(hidden.shape[0], x.shape[1])
-    y[order] = _by_expert(hidden, [(part.w2, n) for part, n in parts])
-    out, *others = y.view(tokens, k + 1, -1).float().unbind(1)
+    rounded = quantize_input(x, shared.w1, simulate)[at[1]]
+    weight = F.pad(picks.weights.gather(1, slots), (0, 1), value=1.0).view(-1, 1)[at[0]]
+    gate, up = (_by_expert(rounded, [(part[which], n) for part, n in parts]) for which in (0, 1))
+    hidden = (swiglu(gate, up, limit) * weight).type(x.dtype)
+    down = _by_expert(quantize_input(hidden, shared.w2, simulate), [(part.w2, n) for part, n in parts])
+    y = torch.empty_like(down).index_copy_(0, at[0], down).view(tokens, k + 1, -1).float()
+    out, *others = y.unbind(1)
     for other in others:
         out = out + other
     return out.type(x.dtype)
 
 
-def _runs(numbers: Tensor) -> list[tuple[int, int]]:
-    """Runs of equal numbers in a sorted tensor: (number, length)."""
-    values, counts = numbers.unique_consecutive(return_counts=True)
-    return list(zip(values.tolist(), counts.tolist(), strict=True))
+def _runs(numbers: Sequence[int], order: Sequence[int]) -> Iterator[tuple[int, Iterator[int]]]:
+    """Runs of equal numbers in the sorted order."""
+    return groupby(numbers[n] for n in order)
 
 
 def _by_expert(x: Tensor, parts: Sequence[tuple[Tensor | QTensor, int]]) -> Tensor:

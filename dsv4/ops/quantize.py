@@ -30,7 +30,7 @@ def _hadamard_matrix(n: int, device: torch.device) -> Tensor:
 def hadamard(x: Tensor) -> Tensor:
     """Multiply by the orthonormal Sylvester Hadamard matrix. x: [..., D], D a power of two; FP32 inside, x's dtype out."""
     dims = x.shape[-1]
-    return matmul(x.reshape(-1, dims), _hadamard_matrix(dims, x.device)).to(x.dtype).view(x.shape)
+    return matmul(x.reshape(-1, dims), _hadamard_matrix(dims, x.device)).type(x.dtype).view(x.shape)
 
 
 def quantize_index(x: Tensor) -> Tensor:
