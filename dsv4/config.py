@@ -19,15 +19,40 @@ Draft = Literal["mtp", "dspark"]
 DSPARK_STAGES: Final = 3
 _WIDTH: Final = 1 << 17
 # Keys that say nothing about inference: no use, and no report.
-_BOOKKEEPING: Final = frozenset({
-    "architectures", "auto_map", "transformers_version", "initializer_range", "use_cache", "pad_token_id",
-    "_name_or_path", "id2label", "label2id", "mlp_bias", "output_router_logits", "router_aux_loss_coef",
-    "router_jitter_noise", "return_dict", "output_attentions", "output_hidden_states", "chunk_size_feed_forward",
-    "is_encoder_decoder", "problem_type",
-})
-_NVFP4_KEYS: Final = frozenset({
-    "quant_algo", "moe_quant_algo", "group_size", "ignore", "quantized_layers", "producer", "expert_dtype",
-})
+_BOOKKEEPING: Final = frozenset(
+    {
+        "architectures",
+        "auto_map",
+        "transformers_version",
+        "initializer_range",
+        "use_cache",
+        "pad_token_id",
+        "_name_or_path",
+        "id2label",
+        "label2id",
+        "mlp_bias",
+        "output_router_logits",
+        "router_aux_loss_coef",
+        "router_jitter_noise",
+        "return_dict",
+        "output_attentions",
+        "output_hidden_states",
+        "chunk_size_feed_forward",
+        "is_encoder_decoder",
+        "problem_type",
+    }
+)
+_NVFP4_KEYS: Final = frozenset(
+    {
+        "quant_algo",
+        "moe_quant_algo",
+        "group_size",
+        "ignore",
+        "quantized_layers",
+        "producer",
+        "expert_dtype",
+    }
+)
 _MAX_BYTES: Final = 1 << 22  # the official file holds 2 kB; a map of quantised layers a few hundred
 
 
@@ -272,7 +297,10 @@ def _quantization_dict(q: Quantization) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """What was asked. `max_context` counts positions per sequence; `draft_slack` tokens can be rewound."""
+    """What was asked. `max_context` counts positions per sequence; `draft_slack` tokens can be rewound.
+
+    `draft_tokens`: guesses a step, where the checkpoint has a draft; None: as many as pay.
+    """
 
     numerics: Literal["official", "float"] = "official"
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # how activations are stored
@@ -281,6 +309,7 @@ class EngineOptions:
     max_sequences: int = 1
     prefill_chunk: int = 512
     draft_slack: int = 8
+    draft_tokens: int | None = None
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -291,6 +320,8 @@ class EngineOptions:
         for name, low in {"max_context": 1, "max_sequences": 1, "prefill_chunk": 1, "draft_slack": 0}.items():
             if getattr(self, name) < low:
                 raise ConfigError(name, got=getattr(self, name), wanted=f"at least {low}")
+        if self.draft_tokens is not None and not 0 <= self.draft_tokens <= self.draft_slack:
+            raise ConfigError("draft_tokens", got=self.draft_tokens, wanted=f"0 to draft_slack {self.draft_slack}")
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,15 @@ def refuse_other_models(given: Mapping[str, Any], source: str) -> None:
     if "v4_1" in model_type or "v41" in model_type or "text_config" in given or any("engram" in k for k in given):
         raise ConfigError(
             f"{source}: this is DeepSeek-V4.1, another architecture (engram memory, ratios 1 and 2, shared KV sources)",
-            got=shown(given.get("model_type")), wanted="model_type 'deepseek_v4'", do="use a V4 checkpoint",
+            got=shown(given.get("model_type")),
+            wanted="model_type 'deepseek_v4'",
+            do="use a V4 checkpoint",
         )
     if given.get("vision_n_layers") or given.get("vision_config"):
         raise ConfigError(
             f"{source}: this is a vision checkpoint, and this program reads text only",
-            got="vision_n_layers" if given.get("vision_n_layers") else "vision_config", do="use the text checkpoint",
+            got="vision_n_layers" if given.get("vision_n_layers") else "vision_config",
+            do="use the text checkpoint",
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,12 +27,15 @@ from dsv4.config import EngineOptions, ModelConfig, Resolved, read_json
 from dsv4.engine.engine import Engine
 from dsv4.engine.request import Delta, Sampling
 from dsv4.engine.runner import Runner
+from dsv4.engine.speculate import Drafter
 from dsv4.errors import ConfigError
 from dsv4.model.model import Model
+from dsv4.model.mtp import Mtp
 
 EMBEDDED = Path(str(files("dsv4"))) / "assets" / "pico"
 # Below this width a matrix product is over before a second thread has woken up.
 _ONE_THREAD_WIDTH = 512
+_GUESSES = 2
 
 
 @dataclass
@@ -63,16 +67,25 @@ class LLM:
         _check(options, config)
         tokenizer = Tokenizer.load(directory, config.vocab_size)
         checkpoint = Checkpoint.open(directory)
-        ledger = balance(config, checkpoint.specs, draft=False)
+        guesses = _guesses(config, options)
+        ledger = balance(config, checkpoint.specs, draft=guesses > 0)
         torch.set_num_threads(_threads(config))
         weights = load_ledger(checkpoint, ledger, config, options.device, progress)
         runner = Runner(Model(config, weights, options), Store(config, options))
-        engine = Engine(runner, options.prefill_chunk, tokenizer.eos_id, tokenizer.role_ids, tokenizer.stream)
-        linear, experts = (f.name if f else ledger.formats.plain for f in (ledger.formats.linear, ledger.formats.experts))
+        drafter = None
+        if guesses:
+            drafter = Drafter(Mtp(config, weights, options, runner.model), runner.store.layers[-1], guesses)
+        words = (tokenizer.eos_id, tokenizer.role_ids, tokenizer.stream)
+        engine = Engine(runner, options.prefill_chunk, *words, drafter)
+        gc.freeze()  # what is loaded stays: no use in looking through it again and again
+        linear, experts = (
+            f.name if f else ledger.formats.plain for f in (ledger.formats.linear, ledger.formats.experts)
+        )
         facts = (
             ("model", str(directory)),
             ("weights", f"linears {linear}, experts {experts}, {ledger.nbytes / 1e6:,.1f} MB"),
             ("cache", f"{cache_bytes(config, options) / 1e6:,.1f} MB"),
+            ("draft", f"{config.draft}, {guesses} tokens a step" if guesses else "not used"),
             ("threads", str(torch.get_num_threads())),
             *((("unknown", ", ".join(config.unknown)),) if config.unknown else ()),
         )
@@ -117,8 +130,19 @@ def _check(options: EngineOptions, config: ModelConfig) -> None:
     try:
         torch.empty(0, device=options.device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError("device", got=repr(options.device), wanted="cpu, or a device that torch can use here",
-                          do=str(error).splitlines()[0]) from None
+        raise ConfigError(
+            "device",
+            got=repr(options.device),
+            wanted="cpu, or a device that torch can use here",
+            do=str(error).splitlines()[0],
+        ) from None
+
+
+def _guesses(config: ModelConfig, options: EngineOptions) -> int:
+    """Tokens to guess each step. Only the one-layer draft is driven so far; a DSpark draft stays on disk."""
+    if config.draft != "mtp":
+        return 0
+    return _GUESSES if options.draft_tokens is None else options.draft_tokens
 
 
 def _threads(config: ModelConfig) -> int:

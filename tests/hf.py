@@ -75,10 +75,9 @@ def margins(scores: Tensor, chosen: Tensor) -> Tensor:
 class Judge:
     """transformers' model in FP32, read by its own loader from a checkpoint in the official layout."""
 
-    def __init__(self, directory: Path, **options: Any) -> None:
-        model, info = DeepseekV4ForCausalLM.from_pretrained(
-            directory, dtype=torch.float32, output_loading_info=True, **options
-        )
+    def __init__(self, directory: Path) -> None:
+        loader: Any = DeepseekV4ForCausalLM
+        model, info = loader.from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
         faults = {name: found for name, found in info.items() if found}
         assert not faults, faults
         self.model: Any = model.float().eval()  # BF16-stored tensors stay BF16 on loading

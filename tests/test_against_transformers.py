@@ -163,7 +163,8 @@ class Case:
                 logits.append(self.model.logits(self.model(step, store).streams))
                 store.advance(slot, count)
                 start += count
-        return Trace(torch.cat(logits), join(picked, {"selected": TOKENS // 4, "experts": self.config.n_routed_experts}))
+        widths = {"selected": TOKENS // 4, "experts": self.config.n_routed_experts}
+        return Trace(torch.cat(logits), join(picked, widths))
 
     def check(self, pieces: Sequence[int], label: str) -> None:
         """Our logits and choices of those steps are those of transformers."""

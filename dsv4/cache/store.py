@@ -1,7 +1,7 @@
 """The tensors behind the layout, addressed by sequence slot and position.
 
 Everything is either a ring addressed by position or a row addressed by block number, and nothing is read that was not
-written for the position it is read for. So a new sequence needs no clearing, and taking tokens back is setting a number.
+written for the position it is read for. So a new sequence needs no clearing, and taking tokens back sets a number.
 """
 
 from __future__ import annotations
@@ -55,6 +55,10 @@ class Store:
     def rewind(self, slot: int, mark: int) -> None:
         """Forget every token after `mark`. RequestError if more were written since than the rings still hold."""
         if not 0 <= mark <= self.lengths[slot] or self._written[slot] - mark > self.reach:
-            raise RequestError("cannot rewind that far", got=f"position {mark} of {self._written[slot]}",
-                               wanted=f"at most {self.reach} tokens back", do="raise draft_slack")
+            raise RequestError(
+                "cannot rewind that far",
+                got=f"position {mark} of {self._written[slot]}",
+                wanted=f"at most {self.reach} tokens back",
+                do="raise draft_slack",
+            )
         self.lengths[slot] = mark

@@ -53,7 +53,8 @@ def refuse_other_draft(config: ModelConfig, specs: Mapping[str, TensorSpec]) -> 
     for kind, mark in (("mtp", "mtp.0.e_proj.weight"), ("dspark", "mtp.0.main_proj.weight")):
         if mark in specs and config.draft != kind:
             raise CheckpointError(
-                f"tensor {mark} belongs to a drafter of kind {kind}", wanted=f"{config.draft}, as config.json says",
+                f"tensor {mark} belongs to a drafter of kind {kind}",
+                wanted=f"{config.draft}, as config.json says",
                 do="give it the config.json that came with these weights",
             )
 

@@ -69,7 +69,9 @@ def _header_length(prefix: bytes, size: int, max_header: int, where: str) -> int
     length = int.from_bytes(prefix, "little")
     if length > size - _LENGTH:
         raise CheckpointError(
-            f"{where}: header length", got=length, wanted=f"at most {size - _LENGTH}, the rest of the file",
+            f"{where}: header length",
+            got=length,
+            wanted=f"at most {size - _LENGTH}, the rest of the file",
             do="the file is truncated or no safetensors file",
         )
     if length > max_header:
@@ -129,12 +131,16 @@ def _check_tiling(found: dict[str, Stored], start: int, size: int, where: str) -
             problem = "overlaps" if stored.begin < position else "leaves a hole after"
             raise CheckpointError(
                 f"{where}: tensor {shown(name)} {problem} {before}",
-                got=f"offset {stored.begin - start}", wanted=position - start, do="download the file again",
+                got=f"offset {stored.begin - start}",
+                wanted=position - start,
+                do="download the file again",
             )
         if stored.end > size:
             raise CheckpointError(
                 f"{where}: tensor {shown(name)} ends past the end of the file",
-                got=f"{size} bytes", wanted=f"at least {stored.end}", do="the file is truncated: download it again",
+                got=f"{size} bytes",
+                wanted=f"at least {stored.end}",
+                do="the file is truncated: download it again",
             )
         position, before = stored.end, shown(name)
     if position != size:

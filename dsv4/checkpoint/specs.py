@@ -54,7 +54,7 @@ class Param(NamedTuple):
 
     @property
     def scale_name(self) -> str:
-        """"x.scale" beside "x.weight"; NVFP4, another producer's, says "x.weight_scale"."""
+        """ "x.scale" beside "x.weight"; NVFP4, another producer's, says "x.weight_scale"."""
         assert self.format is not None
         return f"{self.name}_scale" if self.format is NVFP4 else f"{self.name.removesuffix('.weight')}.scale"
 

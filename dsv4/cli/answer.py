@@ -32,10 +32,11 @@ class Answer:
         self, llm: LLM, prompt: list[int], in_reasoning: bool | None, sampling: Sampling, err: Console, as_json: bool
     ) -> None:
         self.llm, self.prompt, self.sampling, self.err, self.as_json = llm, prompt, sampling, err, as_json
-        self.parser = None if in_reasoning is None else StreamParser(in_reasoning=in_reasoning)
+        self.parser = None if in_reasoning is None else StreamParser(in_reasoning=in_reasoning, tools=False)
         self.deltas: list[Delta] = []
         self.events: list[Event] = []
         self.started = self.first = self.ended = 0.0
+        self.aside = False  # the last thing shown was no answer: the next one begins on a new line
 
     def run(self) -> None:
         """Generate, show, and report."""
@@ -68,27 +69,31 @@ class Answer:
             self._write(events)
 
     def _write(self, events: Iterable[Event]) -> None:
-        """Reasoning dimmed on stderr; answer and raw text on stdout; tool calls and problems by name on stderr."""
+        """Answer and raw text on stdout, all else dimmed on stderr."""
         for event in events:
-            if isinstance(event, ReasoningDelta):
-                self.err.print(event.text, style="dim italic", end="", markup=False, soft_wrap=True)
-            elif isinstance(event, ContentDelta | RawDelta):
-                self._end_reasoning()
+            if isinstance(event, ContentDelta) or (isinstance(event, RawDelta) and self.parser is None):
+                if self.aside:
+                    self.err.print()
+                self.aside = False
                 sys.stdout.write(event.text)
                 sys.stdout.flush()
-            else:
-                self.err.print(f"\n[{event}]", style="dim", end="", markup=False, soft_wrap=True)
-
-    def _end_reasoning(self) -> None:
-        """Begin the answer on a line of its own, once."""
+                continue
+            text = event.text if isinstance(event, ReasoningDelta | RawDelta) else f"[{event}]"
+            self.err.print(text, style="dim italic", end="", markup=False, soft_wrap=True)
+            self.aside = True
 
     def _summary(self) -> str:
         count = len(self.deltas)
         seconds = self.ended - self.first
         rate = f"{(count - 1) / seconds:.1f} tokens/s" if count > 1 and seconds > 0 else "one token"
         finish = self.deltas[-1].finish or ""
+        drafted = (
+            f" ({self.llm.engine.confirmed} of {self.llm.engine.drafted} guesses kept)"
+            if self.llm.engine.drafted
+            else ""
+        )
         return (
-            f"{len(self.prompt)} + {count} tokens, first after {self.first - self.started:.2f} s, then {rate};"
+            f"{len(self.prompt)} + {count} tokens, first after {self.first - self.started:.2f} s, then {rate}{drafted};"
             f" stopped by {REASONS.get(finish, finish)}"
         )
 
@@ -105,19 +110,21 @@ class Answer:
             "token_ids": [delta.token for delta in self.deltas],
             "first_token_seconds": round(self.first - self.started, 4),
             "tokens_per_second": round((len(self.deltas) - 1) / seconds, 2) if seconds > 0 else None,
+            "draft": {"guessed": self.llm.engine.drafted, "kept": self.llm.engine.confirmed},
             "trace": [self._traced(delta) for delta in self.deltas if delta.trace],
             "model": dict(self.llm.resolved.facts),
         }
 
     def _traced(self, delta: Delta) -> dict[str, Any]:
-        assert delta.trace is not None and delta.token is not None
-        ranking = [asdict(candidate) | {"token": self.llm.tokenizer.decode([candidate.id])} for candidate in delta.trace.ranking]
-        return asdict(delta.trace) | {"id": delta.token, "token": self.llm.tokenizer.decode([delta.token]), "ranking": ranking}
+        assert delta.trace is not None
+        decode = self.llm.tokenizer.decode
+        ranking = [asdict(candidate) | {"token": decode([candidate.id])} for candidate in delta.trace.ranking]
+        return asdict(delta.trace) | {"id": delta.token, "token": decode([delta.token]), "ranking": ranking}
 
 
 def _trace_line(step: int, delta: Delta, llm: LLM) -> str:
     """`step  token  id  probability  entropy | runner-ups`, turn-end tokens marked."""
-    assert delta.trace is not None and delta.token is not None
+    assert delta.trace is not None
     tokenizer = llm.tokenizer
 
     def shown(id: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from dsv4.config import EngineOptions
+from dsv4.engine.request import Sampling
 
 if TYPE_CHECKING:
     from dsv4.llm import LLM
@@ -21,7 +21,9 @@ Dtype = Literal["bfloat16", "float32"]
 
 
 def generate(
-    model: Annotated[Path | None, typer.Argument(help="a checkpoint's directory; without it, the embedded model")] = None,
+    model: Annotated[
+        Path | None, typer.Argument(help="a checkpoint's directory; without it, the embedded model")
+    ] = None,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="what to ask; - reads standard input")] = ...,  # type: ignore[assignment]
     system: Annotated[str, typer.Option(help="a system message")] = "",
     think: Annotated[bool, typer.Option("--think/--no-think", help="let the model reason first")] = True,
@@ -38,22 +40,30 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print nothing but the answer")] = False,
     dialect: Annotated[str | None, typer.Option(help="preview, 0731, or the path of a dialect")] = None,
-    numerics: Annotated[Numerics, typer.Option(help="official: round activations as the model was trained")] = "official",
+    numerics: Annotated[
+        Numerics, typer.Option(help="official: round activations as the model was trained")
+    ] = "official",
     dtype: Annotated[Dtype, typer.Option(help="how activations are stored")] = "bfloat16",
     device: Annotated[str, typer.Option(help="where the references run")] = "cpu",
+    draft: Annotated[int | None, typer.Option(help="tokens to guess each step with the draft; 0: none")] = None,
     max_context: Annotated[int, typer.Option(help="positions per sequence")] = 4096,
 ) -> None:
     """Answer one prompt. Sampling defaults to what the checkpoint recommends."""
     from dsv4.cli.answer import Answer  # torch takes seconds to import: not before the usage has been checked
 
-    options = EngineOptions(numerics=numerics, dtype=dtype, device=device, max_context=max_context)
-    err = Console(stderr=True, highlight=False, quiet=quiet)
+    options = EngineOptions(numerics=numerics, dtype=dtype, device=device, max_context=max_context, draft_tokens=draft)
+    err = Console(stderr=True, highlight=False, quiet=quiet and not trace)
     llm = _load(model, options, dialect, err)
-    asked = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-    sampling = replace(
-        llm.defaults,
-        **{name: value for name, value in asked.items() if value is not None},
-        seed=seed, max_tokens=max_tokens, stop=tuple(stop or ()), trace=trace,
+    usual = llm.defaults
+    sampling = Sampling(
+        temperature=usual.temperature if temperature is None else temperature,
+        top_k=usual.top_k if top_k is None else top_k,
+        top_p=usual.top_p if top_p is None else top_p,
+        min_p=usual.min_p if min_p is None else min_p,
+        seed=seed,
+        max_tokens=max_tokens,
+        stop=tuple(stop or ()),
+        trace=trace,
     )
     text = sys.stdin.read() if prompt == "-" else prompt
     if raw:

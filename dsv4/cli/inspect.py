@@ -96,7 +96,8 @@ def _print(found: dict[str, Any]) -> None:
     main, draft, total = (found["census"][part] for part in ("main", "draft", "total"))
     console.print(
         f"{total['tensors']:,} tensors, {total['nbytes']:,} bytes; {main['parameters']:,} parameters"
-        f" and {draft['parameters']:,} in the draft", soft_wrap=True,
+        f" and {draft['parameters']:,} in the draft",
+        soft_wrap=True,
     )
 
 

@@ -37,8 +37,13 @@ def synth(
             bar.update(task, description=step.what, completed=step.done, total=step.total)
 
         writer.synth(
-            model, out, seed,
-            text_from=_text_for(model), max_shard_bytes=shard_bytes, overwrite=overwrite, progress=show,
+            model,
+            out,
+            seed,
+            text_from=_text_for(model),
+            max_shard_bytes=shard_bytes,
+            overwrite=overwrite,
+            progress=show,
         )
     Console(highlight=False).print(f"wrote {out}: {config}, seed {seed}", markup=False, soft_wrap=True)
 

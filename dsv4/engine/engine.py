@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Container, Sequence
 
 import torch
 from torch import Tensor
 
-from dsv4.engine.request import Candidate, Delta, Request, Sampling, TextStream, Trace
+from dsv4.engine.choose import choose, trace
+from dsv4.engine.request import Delta, Request, Sampling, TextStream
 from dsv4.engine.runner import Runner
-from dsv4.engine.scheduler import Scheduler
+from dsv4.engine.scheduler import Scheduler, Work
+from dsv4.engine.speculate import Confirmed, Drafter
 from dsv4.engine.stop import StopText, finish_reason
 from dsv4.errors import RequestError
-from dsv4.ops.sample import sample
-
-RANKING = 5  # candidates shown by a trace
 
 
 class Engine:
     """Many requests over one model. `step` until `busy` is false; each step returns what it gave to whom."""
 
     def __init__(
-        self, runner: Runner, chunk: int, eos: int, roles: Container[int], text: Callable[[], TextStream]
+        self,
+        runner: Runner,
+        chunk: int,
+        eos: int,
+        roles: Container[int],
+        text: Callable[[], TextStream],
+        drafter: Drafter | None = None,
     ) -> None:
-        self._runner, self._eos, self._roles, self._text = runner, eos, roles, text
+        self._runner, self._eos, self._roles, self._text, self._drafter = runner, eos, roles, text, drafter
+        self.drafted = self.confirmed = 0  # tokens guessed so far, and how many of them the model chose as well
         self._scheduler = Scheduler(len(runner.store.lengths), chunk)
         self._requests: dict[int, Request] = {}
         self._count = 0
@@ -40,12 +45,19 @@ class Engine:
         if not prompt:
             raise RequestError("the prompt is empty", wanted="at least one token")
         if len(prompt) >= capacity:
-            raise RequestError("the prompt leaves no room for an answer", got=f"{len(prompt)} tokens",
-                               wanted=f"less than the context of {capacity}", do="shorten it or raise --max-context")
+            raise RequestError(
+                "the prompt leaves no room for an answer",
+                got=f"{len(prompt)} tokens",
+                wanted=f"less than the context of {capacity}",
+                do="shorten it or raise --max-context",
+            )
         vocabulary = self._runner.model.config.vocab_size
         if not 0 <= min(prompt) <= max(prompt) < vocabulary:
-            raise RequestError("a token id of the prompt does not exist", got=f"{min(prompt)} to {max(prompt)}",
-                               wanted=f"0 to {vocabulary - 1}")
+            raise RequestError(
+                "a token id of the prompt does not exist",
+                got=f"{min(prompt)} to {max(prompt)}",
+                wanted=f"0 to {vocabulary - 1}",
+            )
         request = Request(self._count, tuple(prompt), sampling, self._text(), StopText(sampling.stop))
         self._count += 1
         self._requests[request.number] = request
@@ -61,20 +73,45 @@ class Engine:
     def step(self) -> list[Delta]:
         """Run one step of the model over all requests that fit, and accept its tokens."""
         for request in self._scheduler.admit():
-            self._runner.reset(request.slot)
+            self._runner.store.reset(request.slot)
         work = self._scheduler.schedule()
         if not work:
             return []
-        logits = self._runner.run(work)
-        for item in work:
-            item.request.done = item.end
-        sampled = [item.request for item in work if item.sample]
-        return [self._accept(request, row) for request, row in zip(sampled, logits, strict=True)]
+        deltas: list[Delta] = []
+        confirmed = []
+        for item, ran in zip(work, self._runner.run(work), strict=True):
+            deltas += self._accept(item, ran.logits)
+            if item.request.finish is None:
+                confirmed.append(
+                    Confirmed(
+                        item.request, item.start, item.request.done, ran.streams[: item.request.done - item.start]
+                    )
+                )
+        if self._drafter is not None and confirmed:
+            self._drafter.propose(confirmed)
+        return deltas
 
-    def _accept(self, request: Request, logits: Tensor) -> Delta:
-        asked, place = request.sampling, len(request.output)
-        token = _choose(logits, asked, request.length)
-        trace = _trace(logits, token) if place < asked.trace else None
+    def _accept(self, item: Work, logits: Tensor) -> list[Delta]:
+        """Take the model's own token behind each row, up to the first that the draft did not guess; forget the rest."""
+        request, deltas = item.request, []
+        request.done, request.draft = item.end, ()
+        for guess, row in zip((*item.draft, None), logits, strict=False):
+            deltas.append(self._emit(request, row))
+            if request.finish or deltas[-1].token != guess:
+                break
+            request.done += 1
+        if item.draft and request.finish is None:
+            self._runner.store.rewind(request.slot, request.done)
+        self.drafted += len(item.draft)
+        self.confirmed += request.done - item.end
+        return deltas
+
+    def _emit(self, request: Request, logits: Tensor) -> Delta:
+        if not bool(torch.isfinite(logits).all()):
+            raise FloatingPointError(f"the model's logits at position {request.length} are not finite")
+        asked = request.sampling
+        token = choose(logits, asked, request.length)
+        shown = trace(logits, token) if len(request.output) < asked.trace else None
         request.output.append(token)
         room = self._runner.store.capacity - request.length
         finish = finish_reason(token, self._eos, self._roles, len(request.output), asked.max_tokens, room)
@@ -88,20 +125,4 @@ class Engine:
         if finish:
             request.finish = finish
             self.cancel(request.number)
-        return Delta(request.number, token, text, finish, trace)
-
-
-def _choose(logits: Tensor, asked: Sampling, position: int) -> int:
-    """The uniform number is a function of seed and position alone, so that a request can be resumed or replayed."""
-    if not bool(torch.isfinite(logits).all()):
-        raise FloatingPointError(f"the model's logits at position {position} are not finite")
-    u = random.Random(f"{asked.seed}/{position}").random()
-    return sample(logits, u, asked.temperature, asked.top_k, asked.top_p, asked.min_p)
-
-
-def _trace(logits: Tensor, token: int) -> Trace:
-    logs = torch.log_softmax(logits.double(), 0)
-    best = torch.topk(logs, min(RANKING, len(logs)))
-    ranking = zip(best.indices.tolist(), best.values.exp().tolist(), strict=True)
-    entropy = float(-(logs.exp() * logs).sum())
-    return Trace(float(logs[token].exp()), tuple(Candidate(i, p) for i, p in ranking), entropy)
+        return Delta(request.number, token, text, finish, shown)

@@ -66,6 +66,7 @@ class Request:
     slot: int = -1
     done: int = 0  # tokens whose state is in the cache
     output: list[int] = field(default_factory=list)
+    draft: tuple[int, ...] = ()  # guesses at the next tokens, to be verified
     finish: str | None = None
 
     @property
@@ -75,7 +76,10 @@ class Request:
 
     def tokens(self, start: int, end: int) -> list[int]:
         """Tokens at positions start .. end - 1."""
-        return [*self.prompt[start:end], *self.output[max(start - len(self.prompt), 0) : max(end - len(self.prompt), 0)]]
+        return [
+            *self.prompt[start:end],
+            *self.output[max(start - len(self.prompt), 0) : max(end - len(self.prompt), 0)],
+        ]
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ class Delta:
     """
 
     number: int
-    token: int | None
+    token: int
     text: str
     finish: str | None = None
     trace: Trace | None = None

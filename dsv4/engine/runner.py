@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -12,24 +13,33 @@ from dsv4.model.batch import Segment
 from dsv4.model.model import Model
 
 
+class Ran(NamedTuple):
+    """What one item of work gave: streams [n, M, d] of its tokens, and logits [1 + draft, V] FP32 if it samples."""
+
+    streams: Tensor
+    logits: Tensor
+
+
 class Runner:
     """The model with its cache."""
 
     def __init__(self, model: Model, store: Store) -> None:
         self.model, self.store = model, store
 
-    def reset(self, slot: int) -> None:
-        """Begin a new sequence in a slot."""
-        self.store.reset(slot)
-
-    def run(self, work: Sequence[Work]) -> Tensor:
-        """Logits [n, V] FP32 of the last token of each item that asks for them, in the order of `work`."""
-        segments = [Segment(w.request.slot, w.start, w.request.tokens(w.start, w.end)) for w in work]
-        output = self.model(self.model.batch(segments), self.store)
-        rows, end = [], 0
+    def run(self, work: Sequence[Work]) -> list[Ran]:
+        """Run a step; the cache then holds every token of it, drafts included."""
+        segments = [Segment(w.request.slot, w.start, w.tokens) for w in work]
+        streams = self.model(self.model.batch(segments), self.store).streams
+        rows: list[int] = []
+        end = 0
         for item, segment in zip(work, segments, strict=True):
             self.store.advance(segment.slot, len(segment.ids))
             end += len(segment.ids)
-            if item.sample:
-                rows.append(end - 1)
-        return self.model.logits(output.streams[rows])
+            rows += range(end - _asked(item), end)
+        logits = self.model.logits(streams[rows]).split([_asked(item) for item in work])
+        parts = streams.split([len(segment.ids) for segment in segments])
+        return [Ran(part, asked) for part, asked in zip(parts, logits, strict=True)]
+
+
+def _asked(item: Work) -> int:
+    return 1 + len(item.draft) if item.sample else 0

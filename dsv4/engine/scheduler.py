@@ -9,12 +9,21 @@ from dsv4.engine.request import Request
 
 
 class Work(NamedTuple):
-    """Positions start .. end - 1 of a request run in this step; the last one's logits are wanted if `sample`."""
+    """Positions start .. end - 1 of a request run in this step, then its draft.
+
+    If `sample`, logits are wanted of position end - 1 and of every drafted token.
+    """
 
     request: Request
     start: int
     end: int
     sample: bool
+    draft: tuple[int, ...] = ()
+
+    @property
+    def tokens(self) -> list[int]:
+        """The token ids that run."""
+        return [*self.request.tokens(self.start, self.end), *self.draft]
 
 
 class Scheduler:
@@ -49,7 +58,8 @@ class Scheduler:
             pending = request.length - request.done
             take = pending if pending == 1 else min(pending, budget)
             if take > 0:
-                work.append(Work(request, request.done, request.done + take, sample=take == pending))
+                done, ready = request.done, take == pending
+                work.append(Work(request, done, done + take, ready, request.draft if ready else ()))
                 budget -= take
         return work
 

@@ -16,9 +16,7 @@ from dsv4.taps import tap
 class Block:
     """A main layer, or a draft's (ratio 0, never hashed)."""
 
-    def __init__(
-        self, scope: Scope, config: ModelConfig, layer: int, ratio: int, hashed: bool, simulate: bool
-    ) -> None:
+    def __init__(self, scope: Scope, config: ModelConfig, layer: int, ratio: int, hashed: bool, simulate: bool) -> None:
         self.layer = layer
         self.hc_attn, self.hc_ffn = (HyperConnection(scope, site, config) for site in ("attn", "ffn"))
         self.attn_norm, self.ffn_norm = Norm(scope, "attn_norm", config), Norm(scope, "ffn_norm", config)

@@ -54,7 +54,10 @@ class DSpark:
 
     @torch.inference_mode()
     def observe(self, targets: Tensor, batch: Batch, stores: list[LayerStore]) -> Tensor:
-        """Keep the context keys of committed positions. targets: [T, n * d] of `Output.targets`; returns main_x [T, d]."""
+        """Keep the context keys of committed positions.
+
+        targets: [T, n * d] of `Output.targets`; returns main_x [T, d].
+        """
         x = self.main_norm(linear(targets, self.main_proj, self.simulate))
         rounded = quantize_input(x, self.blocks[0].attn.wkv, self.simulate)
         for block, store in zip(self.blocks, stores, strict=True):

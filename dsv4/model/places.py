@@ -74,14 +74,14 @@ class Places:
 
     @cached_property
     def keys(self) -> Tensor:
-        """Rows of `keys` to score, [T, n] with n a multiple of 64; those past a token's visible ones are not looked at."""
+        """Rows of `keys` to score, [T, n], n a multiple of 64; those past a token's visible ones are not looked at."""
         width = -(-(self.longest // self.layout.ratio) // BLOCK) * BLOCK
         numbers = torch.arange(width, device=self.slots.device)
         return self.layout.key_rows(self.slots.unsqueeze(1), numbers.clamp(max=self.layout.entries - 1))
 
     @cached_property
     def closed(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of the blocks that end here: positions of their tokens and rows of `tail`, [B, n]; rows of `kv` and `keys`, [B]."""
+        """Blocks that end here: their tokens' positions and rows of `tail`, [B, n]; rows of `kv` and of `keys`, [B]."""
         assert self.closing is not None
         slots, ratio = self.closing.slots, self.layout.ratio
         tokens, entries = block_tokens(self.closing.ends, ratio), self.closing.ends // ratio

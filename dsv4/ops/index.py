@@ -11,11 +11,11 @@ KEY_BLOCK = 64  # keys scored at once; fixed, so that a score does not depend on
 
 
 def head_weights(x: Tensor, weight: Tensor, dim: int) -> Tensor:
-    """Signed weight of each index head: [T, d] x [H, d] -> [T, H] in x's dtype, with both softmax-like scales folded in.
+    """Signed weight of each index head: [T, d] x [H, d] -> [T, H] in x's dtype.
 
-    dim: width of an index head. The scale is dim^-1/2 * H^-1/2.
+    dim: width of an index head. The scale of scores and heads, (dim * H)^-1/2, is folded in.
     """
-    return matmul(x, weight).type(x.dtype) * (dim**-0.5 * weight.shape[0] ** -0.5)
+    return torch.mul(matmul(x, weight).type(x.dtype), (dim * weight.shape[0]) ** -0.5)
 
 
 def index_scores(q: Tensor, weights: Tensor, keys: Tensor, rows: Tensor) -> Tensor:

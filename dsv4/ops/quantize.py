@@ -22,13 +22,16 @@ def quantize_kv(x: Tensor, rope_dims: int) -> Tensor:
 @lru_cache(maxsize=8)
 def _hadamard_matrix(n: int, device: torch.device) -> Tensor:
     matrix = torch.ones(1, 1, device=device)
-    while matrix.shape[0] < n:
+    while len(matrix) < n:
         matrix = torch.cat((torch.cat((matrix, matrix), 1), torch.cat((matrix, -matrix), 1)))
-    return matrix * n**-0.5
+    return torch.mul(matrix, n**-0.5)
 
 
 def hadamard(x: Tensor) -> Tensor:
-    """Multiply by the orthonormal Sylvester Hadamard matrix. x: [..., D], D a power of two; FP32 inside, x's dtype out."""
+    """Multiply by the orthonormal Hadamard matrix in Sylvester's order, FP32 inside.
+
+    x: [..., D], D a power of two; returns its shape and dtype.
+    """
     dims = x.shape[-1]
     return matmul(x.reshape(-1, dims), _hadamard_matrix(dims, x.device)).type(x.dtype).view(x.shape)
 

@@ -1,0 +1,59 @@
+"""Guessing the next tokens with the one-layer draft, so that one step of the model can confirm several.
+
+A guess is kept when it is the token that the model itself chooses there. The model's bits do not depend on how many
+tokens share a step, and its choice is a function of logits, seed and position: so the answer is the same, to the bit,
+with and without a draft.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dsv4.cache.store import LayerStore
+from dsv4.engine.choose import choose
+from dsv4.engine.request import Request
+from dsv4.model.batch import Segment
+from dsv4.model.mtp import Mtp
+
+
+class Confirmed(NamedTuple):
+    """Positions start .. end - 1 that a step ran and the model stands by; streams [end - start, M, d]."""
+
+    request: Request
+    start: int
+    end: int
+    streams: Tensor
+
+
+class Drafter:
+    """Proposes `count` tokens for each request whose next token is known."""
+
+    def __init__(self, mtp: Mtp, store: LayerStore, count: int) -> None:
+        self.mtp, self.store, self.count = mtp, store, count
+
+    def propose(self, confirmed: Sequence[Confirmed]) -> None:
+        """Take in what was confirmed, then set `request.draft` of those that have sampled their next token."""
+        segments = [Segment(c.request.slot, c.start, c.request.tokens(c.start + 1, c.end + 1)) for c in confirmed]
+        streams = self._run(torch.cat([c.streams for c in confirmed]), segments)
+        ends = torch.tensor([c.end - c.start for c in confirmed]).cumsum(0) - 1
+        asking = [(n, c.request) for n, c in enumerate(confirmed) if c.end == c.request.length - 1]
+        requests = [request for _, request in asking]
+        streams = streams[ends[[n for n, _ in asking]]]
+        guesses: list[tuple[int, ...]] = [() for _ in asking]
+        for step in range(self.count if asking else 0):
+            if step:  # the draft goes on from its own streams and its own guess
+                ahead = [Segment(r.slot, r.length + step - 2, g[-1:]) for r, g in zip(requests, guesses, strict=True)]
+                streams = self._run(streams, ahead)
+            rows = zip(requests, guesses, self.mtp.logits(streams), strict=True)
+            guesses = [(*g, choose(row, r.sampling, r.length + step)) for r, g, row in rows]
+        for request, guess in zip(requests, guesses, strict=True):
+            request.draft = guess
+
+    def _run(self, streams: Tensor, segments: Sequence[Segment]) -> Tensor:
+        """Each segment's ids are the tokens *after* its positions."""
+        batch = self.mtp.main.batch(segments)
+        return self.mtp(streams, batch.ids, batch, self.store)
