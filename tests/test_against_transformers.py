@@ -45,7 +45,7 @@ SMALL: dict[str, Any] = {
 # Ratios name the layers; None takes a key away. Without quantisation the files hold FP32, or what torch_dtype says.
 SHAPES: dict[str, dict[str, Any]] = {
     "window only": {"compress_ratios": [0, 0, 0], "sliding_window": 100, "num_experts_per_tok": 1},
-    "ratio 4 only": {"compress_ratios": [4, 4, 4], "num_hash_layers": 0, "rms_norm_eps": 1e-5},
+    "ratio 4 only": {"compress_ratios": [4, 4, 4], "num_hash_layers": 0, "rms_norm_eps": 1e-5, "index_topk": 48},
     "ratio 128 only": {"compress_ratios": [128, 128, 128], "num_hash_layers": 3, "sliding_window": 64},
     "flash pattern": {"compress_ratios": [0, 0, 4, 128, 0], "num_hidden_layers": 4, "num_hash_layers": 3},
     "pro pattern": {"compress_ratios": [128, 128, 4, 128], "num_hidden_layers": 4, "routed_scaling_factor": 2.5},

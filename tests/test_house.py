@@ -36,12 +36,12 @@ def no_report(line: str) -> None:
 
 
 def test_an_empty_environment_gives_the_defaults() -> None:
-    assert settings.load({}, no_report) == settings.Settings(threads=None, color=True)
+    assert settings.load({}, no_report) == settings.Settings(threads=None)
 
 
 @pytest.mark.parametrize(
     ("variable", "text", "field", "value"),
-    [("DSV4_THREADS", "3", "threads", 3), ("NO_COLOR", "1", "color", False), ("NO_COLOR", "", "color", True)],
+    [("DSV4_THREADS", "3", "threads", 3)],
 )
 def test_a_knob_sets_its_field(variable: str, text: str, field: str, value: object) -> None:
     assert getattr(settings.load({variable: text, "HOME": "x"}, no_report), field) == value

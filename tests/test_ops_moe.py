@@ -134,26 +134,28 @@ def test_the_routing_weight_comes_before_the_last_matrix_and_its_quantiser() -> 
 
 # --- activation functions --------------------------------------------------------------------------------------------
 
+# Units of the last place: one exponential of the library and two or three roundings behind it.
+BOUND = {"cpu": 2, "cuda": 3}
 EVERYWHERE = torch.cat((torch.linspace(-87, 87, 5003), torch.linspace(-1, 1, 4001), torch.logspace(-30, 38, 500)))
 
 
 @DEVICES
 def test_softplus_is_accurate_everywhere(device: str) -> None:
-    """Within 2 units of the last place of ln(1 + e^x) up to the library's threshold of 20, and x itself above."""
+    """Within 2 units of the last place (3 on CUDA) of ln(1 + e^x) up to the library's threshold of 20, and x itself above."""
     x = torch.cat((EVERYWHERE, torch.tensor([20.0, 20.000002])))
     found = softplus(x.to(device)).cpu()
     exact = torch.where(x > 20, x.double(), torch.log1p(torch.exp(x.double())))
-    assert float(ulps(found, exact).max()) <= 2
+    assert float(ulps(found, exact).max()) <= BOUND[device]
     assert torch.equal(found[x > 20], x[x > 20])
     assert softplus(torch.tensor([-1000.0, 1000.0], device=device)).tolist() == [0.0, 1000.0]
 
 
 @DEVICES
 def test_silu_is_accurate_everywhere(device: str) -> None:
-    """Within 2 units of the last place of x / (1 + e^-x); far below zero it is a zero, not NaN."""
+    """Within 2 units of the last place (3 on CUDA) of x / (1 + e^-x); far below zero it is a zero, not NaN."""
     found = silu(EVERYWHERE.to(device)).cpu()
     exact = EVERYWHERE.double() / (1 + torch.exp(-EVERYWHERE.double()))
-    assert float(ulps(found, exact).max()) <= 2
+    assert float(ulps(found, exact).max()) <= BOUND[device]
     assert silu(torch.tensor([-100.0, -1e30, 1e30], device=device)).tolist() == [0.0, 0.0, pytest.approx(1e30)]
 
 

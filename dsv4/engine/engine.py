@@ -58,7 +58,8 @@ class Engine:
                 got=f"{min(prompt)} to {max(prompt)}",
                 wanted=f"0 to {vocabulary - 1}",
             )
-        request = Request(self._count, tuple(prompt), sampling, self._text(), StopText(sampling.stop))
+        limit = min(len(prompt) + sampling.max_tokens, capacity)
+        request = Request(self._count, tuple(prompt), sampling, limit, self._text(), StopText(sampling.stop))
         self._count += 1
         self._requests[request.number] = request
         self._scheduler.add(request)

@@ -61,6 +61,7 @@ class Request:
     number: int
     prompt: tuple[int, ...]
     sampling: Sampling
+    limit: int  # tokens, prompt and output, that it can come to
     text: TextStream
     stop_text: StopText
     slot: int = -1

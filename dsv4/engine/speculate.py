@@ -51,7 +51,7 @@ class Drafter:
             rows = zip(requests, guesses, self.mtp.logits(streams), strict=True)
             guesses = [(*g, choose(row, r.sampling, r.length + step)) for r, g, row in rows]
         for request, guess in zip(requests, guesses, strict=True):
-            request.draft = guess
+            request.draft = guess[: request.limit - request.length - 1]  # the model adds a token of its own
 
     def _run(self, streams: Tensor, segments: Sequence[Segment]) -> Tensor:
         """Each segment's ids are the tokens *after* its positions."""

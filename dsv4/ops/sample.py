@@ -28,7 +28,10 @@ def probabilities(logits: Tensor, temperature: float, top_k: int, top_p: float, 
 
 
 def sample(logits: Tensor, u: float, temperature: float, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> int:
-    """One token id from logits [V], by the uniform number u in [0, 1). temperature 0: the largest, lowest id of equals."""
+    """One token id from logits [V], by the uniform number u in [0, 1).
+
+    temperature 0 takes the largest, the lowest id of equals; the filters are those of `probabilities`.
+    """
     if temperature == 0:
         return int(torch.argmax((logits == logits.max()).int()))
     probs, ids = probabilities(logits, temperature, top_k, top_p, min_p)

@@ -1,0 +1,505 @@
+"""Requests in, tokens out: scheduling, stopping, errors, seeds. Mostly with a model made of arithmetic."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dsv4.config import EngineOptions
+from dsv4.engine.choose import choose
+from dsv4.engine.engine import Engine
+from dsv4.engine.request import Delta, Request, Sampling
+from dsv4.engine.runner import Ran
+from dsv4.engine.scheduler import Scheduler, Work
+from dsv4.engine.speculate import Confirmed
+from dsv4.engine.stop import StopText, finish_reason
+from dsv4.errors import RequestError
+from dsv4.llm import LLM
+
+EOS, ROLE, VOCABULARY = 1, 2, 128
+GREEDY = Sampling(temperature=0, max_tokens=20)
+
+
+class Letters:
+    """Ids are characters; a multiple of 7 is half of one and comes out with the next."""
+
+    def __init__(self) -> None:
+        self.held = ""
+
+    def push(self, id: int) -> str:
+        self.held += chr(id)
+        return "" if id % 7 == 0 else self.finish()
+
+    def finish(self) -> str:
+        held, self.held = self.held, ""
+        return held
+
+
+class Arithmetic:
+    """A runner whose next token is a function of all tokens so far, and which checks what it is asked to run."""
+
+    def __init__(self, answer: Sequence[int] | None = None, slots: int = 2, capacity: int = 64) -> None:
+        self.store = SimpleNamespace(
+            lengths=[0] * slots, capacity=capacity, reset=lambda slot: self.rewind(slot, 0), rewind=self.rewind
+        )
+        self.model = SimpleNamespace(config=SimpleNamespace(vocab_size=VOCABULARY))
+        self.answer, self.slots, self.steps = answer, [[] for _ in range(slots)], []  # type: ignore[var-annotated]
+
+    def rewind(self, slot: int, mark: int) -> None:
+        del self.slots[slot][mark:]
+
+    def run(self, work: Sequence[Work]) -> list[Ran]:
+        self.steps.append([(w.request.number, w.end - w.start) for w in work])
+        return [self._one(item) for item in work]
+
+    def _one(self, item: Work) -> Ran:
+        request, seen = item.request, self.slots[item.request.slot]
+        assert len(seen) == item.start
+        seen += item.tokens
+        assert seen == [*request.prompt, *request.output, *item.draft][: item.end + len(item.draft)]
+        assert len(seen) <= self.store.capacity
+        ends = range(item.end, item.end + len(item.draft) + 1) if item.sample else ()
+        rows = [self.logits(seen[:end], end - len(request.prompt)) for end in ends]
+        return Ran(torch.zeros(len(item.tokens), 1, 1), torch.stack(rows) if rows else torch.zeros(0, VOCABULARY))
+
+    def logits(self, seen: list[int], place: int) -> Tensor:
+        if self.answer is not None:
+            return torch.nn.functional.one_hot(torch.tensor(self.answer[place]), VOCABULARY).float()
+        draw = random.Random(str(seen))
+        return torch.tensor([-30.0] * 10 + [draw.gauss(0, 2) for _ in range(VOCABULARY - 10)])
+
+
+class Guesses:
+    """A drafter that is right for as many tokens as it draws, then wrong."""
+
+    def __init__(self, runner: Arithmetic, count: int, draw: random.Random) -> None:
+        self.runner, self.count, self.draw = runner, count, draw
+
+    def propose(self, confirmed: Sequence[Confirmed]) -> None:
+        for one in confirmed:
+            request = one.request
+            assert one.end == request.done <= request.length - 1 or one.end < len(request.prompt)
+            if one.end == request.length - 1:
+                request.draft = tuple(self._guess(request))
+
+    def _guess(self, request: Request) -> Iterator[int]:
+        seen, right = [*request.prompt, *request.output], self.draw.randint(0, self.count)
+        for number in range(self.count):
+            token = choose(self.runner.logits(seen, len(seen) - len(request.prompt)), request.sampling, len(seen))
+            seen.append(token if number < right else 9)
+            yield seen[-1]
+
+
+def engine(runner: Arithmetic, chunk: int = 8, drafter: Guesses | None = None) -> Engine:
+    return Engine(runner, chunk, EOS, {ROLE, 3}, Letters, drafter)  # type: ignore[arg-type]
+
+
+def finish(made: Engine) -> dict[int, list[Delta]]:
+    """Run to the end: deltas by request."""
+    found: dict[int, list[Delta]] = {}
+    for _ in range(1000):
+        if not made.busy:
+            return found
+        for delta in made.step():
+            found.setdefault(delta.number, []).append(delta)
+    raise AssertionError("the engine does not come to an end")
+
+
+def answer(ids: Sequence[int], sampling: Sampling = GREEDY, prompt: Sequence[int] = (9,), **given: Any) -> list[Delta]:
+    """What a model that says `ids` gives one request."""
+    made = engine(Arithmetic([*ids, *[100] * 100], **given))
+    number = made.add(prompt, sampling)
+    return finish(made)[number]
+
+
+def text(deltas: Sequence[Delta]) -> str:
+    return "".join(delta.text for delta in deltas)
+
+
+def codes(letters: str) -> list[int]:
+    return [ord(letter) for letter in letters]
+
+
+# --- why an answer ends ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("token", "output", "limit", "room", "wanted"),
+    [
+        (50, 3, 10, 5, None),
+        (EOS, 3, 10, 5, "stop"),
+        (ROLE, 3, 10, 5, "role_token"),
+        (EOS, 10, 10, 0, "stop"),
+        (ROLE, 10, 10, 0, "role_token"),
+        (50, 10, 10, 0, "length"),
+        (50, 9, 10, 0, "context"),
+    ],
+)
+def test_finish_reason(token: int, output: int, limit: int, room: int, wanted: str | None) -> None:
+    assert finish_reason(token, EOS, {ROLE}, output, limit, room) == wanted
+
+
+@pytest.mark.parametrize(
+    ("ids", "asked", "shown", "why"),
+    [
+        ([*codes("abc"), EOS], {}, "abc", "stop"),
+        ([EOS], {}, "", "stop"),
+        ([*codes("ab"), ROLE], {}, "ab", "role_token"),
+        ([*codes("ab"), 3], {}, "ab", "role_token"),
+        (codes("abcd"), {"max_tokens": 3}, "abc", "length"),
+        (codes("abcd"), {"max_tokens": 1}, "a", "length"),
+        (codes("say END now"), {"stop": ("END",)}, "say ", "stop_string"),
+        (codes("say EN"), {"stop": ("END",), "max_tokens": 6}, "say EN", "length"),
+        ([*codes("say EN"), EOS], {"stop": ("END",)}, "say EN", "stop"),
+        (codes("abc"), {"stop": ("zz", "c", "bc")}, "a", "stop_string"),
+        ([*codes("ab"), 105, EOS], {}, "abi", "stop"),  # "i" is held by the text stream and comes with the end
+        ([*codes("ab"), 105, EOS], {"stop": ("bi",)}, "a", "stop"),
+    ],
+)
+def test_an_answer_ends_with_its_reason_and_its_text(ids: list[int], asked: dict[str, Any], shown: str, why: str) -> None:
+    """Control tokens are reported but have no text; a stop string is cut off; what was held back comes at the end."""
+    deltas = answer(ids, Sampling(**({"temperature": 0.0, "max_tokens": 20} | asked)))
+    assert text(deltas) == shown
+    assert deltas[-1].finish == why
+    assert [d.finish for d in deltas[:-1]] == [None] * (len(deltas) - 1)
+    assert [d.token for d in deltas] == ids[: len(deltas)]
+
+
+@pytest.mark.parametrize(("prompt", "tokens"), [(1, 15), (12, 4), (15, 1)])
+def test_the_context_ends_an_answer_when_it_is_full(prompt: int, tokens: int) -> None:
+    deltas = answer([], prompt=[9] * prompt, capacity=16)
+    assert (len(deltas), deltas[-1].finish) == (tokens, "context")
+
+
+# --- stop strings ----------------------------------------------------------------------------------------------------
+
+
+def splits(whole: str) -> Iterator[list[str]]:
+    """Every way to cut a string into pieces."""
+    for cuts in range(1 << (len(whole) - 1)):
+        edges = [0, *(n for n in range(1, len(whole)) if cuts >> (n - 1) & 1), len(whole)]
+        yield [whole[a:b] for a, b in pairwise(edges)]
+
+
+def streamed(stops: tuple[str, ...], pieces: Sequence[str]) -> tuple[str, bool]:
+    stop, shown = StopText(stops), ""
+    for piece in pieces:
+        more, hit = stop.push(piece)
+        shown += more
+        if hit:
+            return shown, True
+    return shown + stop.finish(), False
+
+
+@pytest.mark.parametrize(
+    ("stops", "whole", "wanted"),
+    [
+        ((), "anything", ("anything", False)),
+        (("END",), "ENENDEND", ("EN", True)),
+        (("aab",), "aaaab", ("aa", True)),
+        (("abab", "ba"), "xabbab", ("xab", True)),
+        (("END",), "no E, EN", ("no E, EN", False)),
+        (("\n\n", "###"), "a\n##\n\n#", ("a\n##", True)),
+        (("ab", "abc"), "zabc", ("z", True)),
+        (("bcd", "c"), "abcd", ("ab", True)),  # "c" is complete before "bcd" is
+    ],
+)
+def test_stop_strings_at_every_split(stops: tuple[str, ...], whole: str, wanted: tuple[str, bool]) -> None:
+    """The result is a function of the text, not of how it was cut into tokens."""
+    assert {streamed(stops, pieces) for pieces in splits(whole)} == {wanted}
+
+
+@given(st.lists(st.text("ab", min_size=1, max_size=4), max_size=3), st.text("abc", min_size=1, max_size=9))
+def test_only_what_may_become_a_stop_string_is_held(stops: list[str], whole: str) -> None:
+    """After every character: what is not shown is the longest end that begins a stop string."""
+    stop, shown = StopText(tuple(stops)), ""
+    for end in range(1, len(whole) + 1):
+        more, hit = stop.push(whole[end - 1])
+        shown += more
+        if hit:
+            assert any(whole[:end].endswith(s) and shown == whole[: end - len(s)] for s in stops)
+            return
+        held = max((n for s in stops for n in range(len(s)) if whole[:end].endswith(s[:n])), default=0)
+        assert shown == whole[: end - held]
+    assert shown + stop.finish() == whole
+
+
+# --- scheduling ------------------------------------------------------------------------------------------------------
+
+
+def request(number: int, prompt: int, output: int = 5) -> Request:
+    return Request(number, (9,) * prompt, Sampling(max_tokens=output), Letters(), StopText(()))
+
+
+def test_slots_are_given_in_order_of_arrival_and_reused() -> None:
+    scheduler = Scheduler(2, 8)
+    made = [request(n, 3) for n in range(4)]
+    for one in made:
+        scheduler.add(one)
+    assert [r.number for r in scheduler.admit()] == [0, 1]
+    assert {r.slot for r in made[:2]} == {0, 1}
+    assert scheduler.admit() == []
+    scheduler.remove(made[1])
+    scheduler.remove(made[2])  # still waiting
+    assert [(r.number, r.slot) for r in scheduler.admit()] == [(3, made[1].slot)]
+
+
+def test_decodes_come_first_and_prompts_share_the_rest_oldest_first() -> None:
+    scheduler = Scheduler(4, 8)
+    made = [request(0, 20), request(1, 2), request(2, 30), request(3, 5)]
+    for one in made:
+        scheduler.add(one)
+    scheduler.admit()
+    made[1].done, made[1].output = 2, [7]
+    work = scheduler.schedule()
+    assert [(w.request.number, w.start, w.end, w.sample) for w in work] == [(1, 2, 3, True), (0, 0, 7, False)]
+    made[0].done = 19
+    work = scheduler.schedule()
+    assert [(w.request.number, w.end - w.start, w.sample) for w in work] == [(0, 1, True), (1, 1, True), (2, 6, False)]
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 40), st.integers(1, 6)), min_size=1, max_size=8),
+    st.integers(1, 4),
+    st.integers(1, 16),
+    st.randoms(),
+)
+def test_every_request_is_run_once_and_to_its_end(
+    asked: list[tuple[int, int]], slots: int, chunk: int, draw: random.Random
+) -> None:
+    """Any prompts, slots and chunk: tokens in order and once, slots never shared, no step beyond its budget."""
+    runner = Arithmetic(slots=slots)  # checks the order of the tokens of every slot
+    made = engine(runner, chunk)
+    wanted = {}
+    for prompt, output in asked:
+        ids = [draw.randint(10, VOCABULARY - 1) for _ in range(prompt)]
+        wanted[made.add(ids, Sampling(max_tokens=output, seed=1))] = output
+    found = finish(made)
+    assert {number: len(deltas) for number, deltas in found.items()} == wanted
+    for step in runner.steps:
+        assert len({number for number, _ in step}) == len(step) <= slots
+        assert sum(count for _, count in step if count > 1) <= chunk
+
+
+DRAFTED = st.tuples(st.integers(1, 30), st.integers(1, 20))
+
+
+@given(st.lists(DRAFTED, min_size=1, max_size=5), st.integers(1, 4), st.integers(1, 9), st.randoms())
+def test_drafts_change_no_answer(asked: list[tuple[int, int]], count: int, chunk: int, draw: random.Random) -> None:
+    """Guesses right and wrong, of any number: the tokens and reasons of every request as without them."""
+    prompts = [[draw.randint(10, VOCABULARY - 1) for _ in range(length)] for length, _ in asked]
+    answers = []
+    for drafts in (False, True):
+        runner = Arithmetic()
+        made = engine(runner, chunk, Guesses(runner, count, draw) if drafts else None)
+        for prompt, (_, output) in zip(prompts, asked, strict=True):
+            made.add(prompt, Sampling(max_tokens=output, seed=1))
+        found = finish(made)
+        answers.append({n: [(d.token, d.text, d.finish) for d in deltas] for n, deltas in found.items()})
+    assert answers[0] == answers[1]
+
+
+def test_no_step_without_work() -> None:
+    made = engine(Arithmetic())
+    assert made.step() == []
+    assert not made.busy
+
+
+# --- cancelling ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 4])
+def test_cancelling_frees_the_slot_for_the_next(steps: int) -> None:
+    """Before it was admitted, within its prompt, or while it answers: the next request is served as if alone."""
+    runner = Arithmetic(slots=1)
+    made = engine(runner)
+    first, second = made.add([9] * 12, GREEDY), made.add([50, 51], GREEDY)
+    for _ in range(steps):
+        assert all(delta.number == first for delta in made.step())
+    made.cancel(first)
+    found = finish(made)
+    assert list(found) == [second]
+    fresh = engine(Arithmetic(slots=1))
+    number = fresh.add([50, 51], GREEDY)
+    assert [d.token for d in found[second]] == [d.token for d in finish(fresh)[number]]
+
+
+def test_cancelling_what_ended_or_never_was_does_nothing() -> None:
+    made = engine(Arithmetic([EOS], slots=1))
+    number = made.add([9], GREEDY)
+    finish(made)
+    made.cancel(number)
+    made.cancel(77)
+    assert len(finish(made)) == 0
+    again = made.add([9], GREEDY)
+    assert again != number
+    assert finish(made)[again][-1].finish == "stop"
+
+
+def test_cancelling_a_waiting_request_leaves_the_others() -> None:
+    made = engine(Arithmetic(slots=1))
+    first, second, third = (made.add([n], GREEDY) for n in (50, 51, 52))
+    made.step()
+    made.cancel(second)
+    assert set(finish(made)) == {first, third}
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        ([], "^the prompt is empty; wanted at least one token$"),
+        ([9] * 64, "no room for an answer; got 64 tokens; wanted less than the context of 64"),
+        ([9, VOCABULARY], f"does not exist; got 9 to {VOCABULARY}; wanted 0 to {VOCABULARY - 1}"),
+        ([-1, 9], "does not exist; got -1 to 9"),
+    ],
+)
+def test_prompts_that_cannot_be_served_are_refused(prompt: list[int], said: str) -> None:
+    made = engine(Arithmetic())
+    with pytest.raises(RequestError, match=said):
+        made.add(prompt, GREEDY)
+    assert not made.busy
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"temperature": -0.1}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 1.1}, {"min_p": -0.1},
+     {"max_tokens": 0}, {"trace": -1}, {"stop": ("a", "")}],
+)  # fmt: skip
+def test_sampling_out_of_range_is_refused_by_name(asked: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match=f"^{next(iter(asked))}; got .*; wanted "):
+        Sampling(**asked)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_end_the_run(value: float) -> None:
+    runner = Arithmetic()
+    runner.logits = lambda seen, place: torch.full((VOCABULARY,), value)  # type: ignore[method-assign]
+    made = engine(runner)
+    made.add([9, 9], GREEDY)
+    with pytest.raises(FloatingPointError, match="position 2 are not finite"):
+        made.step()
+
+
+# --- seeds and traces ------------------------------------------------------------------------------------------------
+
+
+def sampled(prompt: Sequence[int], seed: int, count: int = 12, **asked: Any) -> list[int | None]:
+    made = engine(Arithmetic())
+    number = made.add(prompt, Sampling(seed=seed, max_tokens=count, **asked))
+    return [delta.token for delta in finish(made)[number]]
+
+
+def test_a_seed_names_an_answer() -> None:
+    assert sampled([40, 41], 5) == sampled([40, 41], 5)
+    assert len({tuple(sampled([40, 41], seed)) for seed in range(10)}) == 10
+
+
+def test_an_answer_can_be_resumed_from_its_own_tokens() -> None:
+    """Prompt and the first tokens of an answer, given as a prompt, go on as the answer did."""
+    whole = sampled([40, 41], 5)
+    for done in (1, 5, 11):
+        assert sampled([40, 41, *whole[:done]], 5, 12 - done) == whole[done:]  # type: ignore[list-item]
+
+
+def test_a_trace_shows_the_first_steps() -> None:
+    deltas = answer(codes("abc"), Sampling(temperature=0, max_tokens=3, trace=2))
+    assert [delta.trace is not None for delta in deltas] == [True, True, False]
+    trace = deltas[0].trace
+    assert trace is not None
+    assert trace.ranking[0].id == ord("a")
+    assert trace.ranking[0].probability == trace.probability == pytest.approx(2.718281828 / (2.718281828 + VOCABULARY - 1))
+    assert 0 < trace.entropy < 4.86
+
+
+# --- with the embedded model -----------------------------------------------------------------------------------------
+
+
+def load(pico_dir: Path, **asked: Any) -> LLM:
+    return LLM.load(pico_dir, EngineOptions(**({"max_context": 256, "max_sequences": 3} | asked)))
+
+
+ASKED = Sampling(seed=3, max_tokens=10)
+
+
+def prompts(llm: LLM) -> list[list[int]]:
+    draw = random.Random(4)
+    return [draw.choices(range(300, llm.config.vocab_size), k=count) for count in (70, 3, 40, 131)]
+
+
+def alone(llm: LLM, prompt: list[int]) -> list[int | None]:
+    return [delta.token for delta in llm.generate(prompt, ASKED)]
+
+
+def test_an_answer_is_the_same_alone_and_among_others(pico_dir: Path) -> None:
+    """Sampled tokens of four requests in three slots, joined by chunks = those of each request alone."""
+    llm = load(pico_dir, prefill_chunk=48)
+    expected = [alone(llm, prompt) for prompt in prompts(llm)]
+    numbers = [llm.engine.add(prompt, ASKED) for prompt in prompts(llm)]
+    found = finish(llm.engine)
+    assert [[delta.token for delta in found[number]] for number in numbers] == expected
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 512])
+def test_an_answer_is_the_same_for_every_chunk(chunk: int, pico_dir: Path) -> None:
+    """The tokens of a request do not depend on how its prompt was cut."""
+    llm, other = load(pico_dir, prefill_chunk=64), load(pico_dir, prefill_chunk=chunk)
+    prompt = prompts(llm)[0]
+    assert alone(llm, prompt) == alone(other, prompt)
+
+
+@pytest.mark.parametrize("draft", [1, 2, 5])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_an_answer_is_the_same_with_and_without_a_draft(draft: int, temperature: float, pico_dir: Path) -> None:
+    """Tokens and traces (bitwise) of four requests at once, each guessed ahead by the draft layer = without it."""
+    asked, answers = Sampling(temperature=temperature, seed=3, max_tokens=10, trace=10), []
+    for count in (0, draft):
+        llm = load(pico_dir, draft_tokens=count)
+        numbers = [llm.engine.add(prompt, asked) for prompt in prompts(llm)]
+        found = finish(llm.engine)
+        answers.append([[(delta.token, delta.trace) for delta in found[number]] for number in numbers])
+    assert answers[0] == answers[1]
+    assert llm.engine.drafted > 0
+
+
+def test_a_draft_does_not_run_past_the_end_of_the_context(pico_dir: Path) -> None:
+    """Every prompt length up to the context's, filled to its last position."""
+    ids = prompts(load(pico_dir))[3]
+    for length in range(57, 64):
+        found = []
+        for draft in (0, 2):
+            llm = load(pico_dir, max_context=64, draft_tokens=draft)
+            found.append([(d.token, d.finish) for d in llm.generate(ids[:length], Sampling(seed=5))])
+        assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"prefill_chunk": 1, "draft_slack": 0}, {"prefill_chunk": 1, "draft_slack": 2}, {"prefill_chunk": 8, "draft_tokens": 8}],
+)
+def test_rings_hold_a_step_with_its_draft(options: dict[str, int], pico_dir: Path) -> None:
+    """A token and its guesses are written at once: options that are accepted run."""
+    llm = load(pico_dir, **options)
+    assert len(alone(llm, prompts(llm)[1])) > 2
+
+
+def test_an_answer_that_nobody_reads_on_is_dropped(pico_dir: Path) -> None:
+    llm = load(pico_dir, max_sequences=1)
+    answer = llm.generate(prompts(llm)[1], ASKED)
+    next(answer)
+    assert llm.engine.busy
+    answer.close()  # type: ignore[attr-defined]
+    assert not llm.engine.busy
+    assert len(alone(llm, prompts(llm)[1])) <= 10
