@@ -26,10 +26,10 @@ demo: $(VENV)/.ready
 	@$(VENV)/bin/dsv4 generate -p "$(PROMPT)"
 
 test: lint
-	$(TEST_VENV)/bin/python -m pytest
+	$(TEST_VENV)/bin/python -m pytest -n auto
 
 ci: lint
-	$(TEST_VENV)/bin/python -m pytest -m "not gpu" --durations=10
+	$(TEST_VENV)/bin/python -m pytest -n auto -m "not gpu" --durations=10
 
 lint: $(TEST_VENV)/.ready
 	$(TEST_VENV)/bin/ruff check .

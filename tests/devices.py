@@ -21,7 +21,7 @@ def bits(x: Tensor) -> Tensor:
 
 
 def ulps(found: Tensor, exact: Tensor) -> Tensor:
-    """Distance of FP32 numbers from FP64 ones in units of the last place of the latter, at least the smallest normal's."""
+    """Distance of FP32 numbers from FP64 ones in units of the last place, below the normal numbers in theirs."""
     near = exact.abs().float().clamp(min=2.0**-126)
     step = torch.nextafter(near, torch.full_like(near, float("inf"))) - near
     return (found.double() - exact.double()).abs() / step

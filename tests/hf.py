@@ -88,7 +88,7 @@ class Judge:
         others = [self.trace(self.permuted(generator), ids, [len(ids)])]
         with eager_experts(self.model):
             others.append(self.trace(self.permuted(generator), ids, [len(ids)]))
-            others.append(self.trace(self.model, ids, [1, 130, 1, 70, 59, 1, 1, 96]))
+            others.append(self.trace(self.model, ids, [1, 130, 1, 70, 55, 1, 1]))
         floor = max(_distance(base.logits, other.logits) for other in others)
         noise = {name: max(_distance(s, other.scores[name]) for other in others) for name, s in base.scores.items()}
         closest = {name: float(margins(s, base.chosen[name]).min()) for name, s in base.scores.items()}

@@ -33,10 +33,10 @@ from dsv4.model.batch import Segment, Steps
 from dsv4.model.model import Model
 from dsv4.ops.rope import rotation
 from dsv4.taps import listening
-from tests.hf import Judge, Trace, Verdict, join, rotations
+from tests.hf import INF, Judge, Trace, Verdict, join, rotations
 
 ALLOWED = 4  # times the noise floor
-TOKENS = 390  # three blocks of 128 and some, so every position of a block is somewhere the last
+TOKENS = 300  # two blocks of 128 and some: every position of a block is twice the last of a prompt
 SMALL: dict[str, Any] = {
     "hidden_size": 96, "head_dim": 64, "qk_rope_head_dim": 16, "num_attention_heads": 4, "q_lora_rank": 48,
     "o_groups": 2, "o_lora_rank": 24, "moe_intermediate_size": 64, "vocab_size": 211, "index_head_dim": 32,
@@ -83,7 +83,7 @@ SLOW: dict[str, dict[str, Any]] = {
     "tiny-pro": {"named": "tiny-pro"},
     "tiny-flash-0731": {"named": "tiny-flash-0731"},
     "tiny-base": {"named": "tiny-base"},
-    "24 layers": {"compress_ratios": [0, 0, *[4, 128] * 11], "num_hidden_layers": 24, "index_topk": 88},
+    "24 layers": {"compress_ratios": [0, 0, *[4, 128] * 11], "num_hidden_layers": 24, "index_topk": 66},
 }  # fmt: skip
 
 
@@ -133,6 +133,7 @@ class Case:
             ids = torch.randint(self.config.vocab_size, (TOKENS,), generator=generator)
             verdict = self.judge.verdict(ids, generator)
             # Each of two compared scores may be ALLOWED times its noise off.
+            assert INF not in verdict.ties.values(), f"a ranking leaves nothing out: {verdict.ties}"
             if all(margin > 2 * ALLOWED for margin in verdict.ties.values()):
                 return redrawn, ids, verdict
         raise AssertionError(f"every prompt has a near-tie: {verdict.ties}")
@@ -186,7 +187,7 @@ class Case:
 
 
 ALL = [*SHAPES, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
-STEPS = (1, 1, 1, 1, 122, 1, 1, 1, 1, 125, 1, 1, 1, 1, 70)  # decodes 1-3, 126-129, 255-258 with chunks between
+STEPS = (1, 1, 1, 1, 122, 1, 1, 1, 1, 125, 1, 1, 1, 1, 41)  # decodes 1-3, 126-129, 255-258 with chunks between
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -220,13 +221,13 @@ BORDERS = [*range(125, 131), *range(253, 259)]
 
 
 def test_a_prompt_that_ends_near_a_block_border_continues_as_in_transformers(seed: int, tmp_path: Path) -> None:
-    case = Case(shape("flash pattern"), tmp_path / "model", seed + 1)
+    case = Case(shape("flash pattern"), tmp_path / "model", seed)
     for n in BORDERS:
         case.check([n, 1, 1, 1], f"prompt of {n}, decoded")
 
 
 @pytest.mark.slow
 def test_a_prompt_of_any_length_continues_as_in_transformers(seed: int, tmp_path: Path) -> None:
-    case = Case(shape("pro pattern"), tmp_path / "model", seed + 2)
+    case = Case(shape("pro pattern"), tmp_path / "model", seed)
     for n in range(1, 261):
         case.check([n, 1], f"prompt of {n}, decoded")

@@ -78,7 +78,9 @@ def test_no_two_things_share_a_row() -> None:
         entries = one.entry_rows(slots, torch.arange(one.entries)).flatten().tolist()
         assert sorted(window + entries) == list(range(3 * (one.window + one.entries)))
         if one.indexed:
-            assert sorted(one.key_rows(slots, torch.arange(one.entries)).flatten().tolist()) == list(range(3 * one.entries))
+            assert sorted(one.key_rows(slots, torch.arange(one.entries)).flatten().tolist()) == list(
+                range(3 * one.entries)
+            )
         if one.ratio:
             tail = one.tail_rows(slots, torch.arange(77, 77 + one.tail)).flatten().tolist()
             assert sorted(tail) == list(range(3 * one.tail))
@@ -118,7 +120,9 @@ def test_a_rewind_of_reach_is_allowed_and_of_one_more_is_not(store: Store) -> No
     store.advance(0, 64)
     store.advance(0, 36)
     store.rewind(0, 100)
-    with pytest.raises(RequestError, match=r"^cannot rewind that far; got position 35 of 100; wanted at most 64 tokens"):
+    with pytest.raises(
+        RequestError, match=r"^cannot rewind that far; got position 35 of 100; wanted at most 64 tokens"
+    ):
         store.rewind(0, 35)
     assert store.mark(0) == 100
     store.rewind(0, 36)

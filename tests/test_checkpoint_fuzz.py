@@ -152,7 +152,7 @@ def test_the_attack_finds_a_reader_that_trusts(monkeypatch: pytest.MonkeyPatch, 
     """Planted bug: sizes and offsets are taken as they come, so some mutation ends in another exception."""
     monkeypatch.setattr("dsv4.checkpoint.header._are_sizes", lambda _: True)
 
-    @settings(max_examples=300, deadline=None, suppress_health_check=QUIET, database=None, phases=[Phase.generate])
+    @settings(max_examples=5000, deadline=None, suppress_health_check=QUIET, database=None, phases=[Phase.generate])
     @given(data=st.data())
     def search(data: st.DataObject) -> None:
         attack(sound, victim, data)

@@ -37,7 +37,9 @@ def thinned(rows: Tensor, share: float) -> Tensor:
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 0.01)])
 @pytest.mark.parametrize("entries", [1, 2, 63, 64, 65, 128, 200])
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_attention_is_a_dense_softmax(entries: int, share: float, dtype: torch.dtype, bound: float, device: str) -> None:
+def test_attention_is_a_dense_softmax(
+    entries: int, share: float, dtype: torch.dtype, bound: float, device: str
+) -> None:
     """Any number of entries, any of them but the first absent, down to a single one."""
     q, kv, rows, sink = inputs(4, 3, 32, 300, entries, dtype)
     rows = thinned(rows, share)
@@ -120,6 +122,8 @@ def test_the_pool_and_the_rows_stay_as_they_are(device: str) -> None:
 def test_window_positions_are_the_last_ones_oldest_first(window: int, device: str) -> None:
     """Itself and window - 1 before it, those that exist, then -1."""
     positions = [0, 1, 2, 6, 7, 8, 9, 126, 127, 128, 129, 1_000_000]
-    for at, found in zip(positions, window_positions(torch.tensor(positions, device=device), window).tolist(), strict=True):
+    for at, found in zip(
+        positions, window_positions(torch.tensor(positions, device=device), window).tolist(), strict=True
+    ):
         there = list(range(max(0, at - window + 1), at + 1))
         assert found == there + [-1] * (window - len(there))

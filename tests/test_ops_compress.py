@@ -45,7 +45,7 @@ def pooled(x: Tensor, weights: dict[str, Tensor], ratio: int) -> Tensor:
 @DEVICES
 @pytest.mark.parametrize("ratio", [4, 8, 128])
 def test_pooling_is_its_definition(ratio: int, device: str) -> None:
-    """Both halves of the overlapped ratio, a position bias in the score alone, a softmax of its own in every channel."""
+    """Both halves of the overlapped ratio, a position bias in the score alone, a softmax for every channel."""
     x, given = normal("x", 3 * ratio, 16), stored(ratio)
     weights = _compressor(Scope({f"c.{name}": weight.to(device) for name, weight in given.items()}, "c."))
     terms = compressor_terms(x.to(device), weights, torch.arange(len(x), device=device))

@@ -95,7 +95,10 @@ def scored(q: Tensor, weights: Tensor, keys: Tensor, rows: Tensor) -> Tensor:
 def test_index_scores_are_their_formula(dtype: torch.dtype, bound: float, device: str) -> None:
     """Over 64 and more candidates per token, of any rows of the pool, with weights of either sign."""
     q, keys = normal("q", 5, 8, 32, dtype=dtype), normal("k", 300, 32, dtype=dtype)
-    weights, rows = normal("w", 5, 8, dtype=dtype), torch.randint(300, (5, 192), generator=torch.Generator().manual_seed(1))
+    weights, rows = (
+        normal("w", 5, 8, dtype=dtype),
+        torch.randint(300, (5, 192), generator=torch.Generator().manual_seed(1)),
+    )
     found = index_scores(*(x.to(device) for x in (q, weights, keys, rows)))
     assert found.dtype == torch.float32
     assert far(found, scored(q, weights, keys, rows)) < bound
@@ -103,7 +106,10 @@ def test_index_scores_are_their_formula(dtype: torch.dtype, bound: float, device
 
 def test_scores_are_rounded_after_each_step() -> None:
     """Dot products, weighted ones and their sum are BF16: the last bits of the reference's selection."""
-    q, keys = torch.full((1, 2, 1), 1.0078125, dtype=torch.bfloat16), torch.full((64, 1), 1.0078125, dtype=torch.bfloat16)
+    q, keys = (
+        torch.full((1, 2, 1), 1.0078125, dtype=torch.bfloat16),
+        torch.full((64, 1), 1.0078125, dtype=torch.bfloat16),
+    )
     weights = torch.tensor([[1.0, 0.00390625]], dtype=torch.bfloat16)
     found = index_scores(q, weights, keys, torch.arange(64).unsqueeze(0))
     dot = torch.tensor(1.0078125**2).bfloat16()

@@ -87,7 +87,7 @@ SHAPES = [(1, 1), (3, 5), (8, 8), (16, 24), (17, 100), (24, 512), (48, 64), (64,
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_row_has_the_same_bits_in_any_company(shape: tuple[int, int], dtype: torch.dtype) -> None:
-    """[T, K] x [N, K] for T of 1 to 40 and any place in it; so small, so narrow and so wide that every branch is met."""
+    """[T, K] x [N, K] for T of 1 to 40 and any place in it; tiny, narrow and wide, so that every branch is met."""
     inputs, outputs = shape
     x, weight = normal("x", 40, inputs, dtype=dtype), normal("w", outputs, inputs, dtype=dtype)
     alone = torch.cat([matmul(row, weight) for row in x.split(1)])

@@ -112,7 +112,9 @@ def test_mhc_pre_is_its_formula(dtype: torch.dtype, device: str) -> None:
     mixed = mhc_pre(streams.to(device), mixer(fn, base, scale, "ffn", device), 20, EPS, EPS)
     flat = streams.double().flatten(1)
     mix = flat @ fn.double().T / (flat.square().mean(1, keepdim=True) + EPS).sqrt()
-    pre, post, comb = ((m * s + b) for m, s, b in zip(mix.split((4, 4, 16), 1), scale, base.split((4, 4, 16)), strict=True))
+    pre, post, comb = (
+        (m * s + b) for m, s, b in zip(mix.split((4, 4, 16), 1), scale, base.split((4, 4, 16)), strict=True)
+    )
     x = ((torch.sigmoid(pre) + EPS).unsqueeze(-1) * streams.double()).sum(1)
     assert mixed.x.dtype == dtype
     assert far(mixed.x, x) < (0.005 if dtype == torch.bfloat16 else 1e-5)

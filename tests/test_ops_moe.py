@@ -111,7 +111,9 @@ def test_experts_are_summed_by_ascending_number_then_the_shared_one(order: tuple
     picks = Route(torch.tensor([order], device=device), torch.ones(1, 3, device=device))
     x = torch.ones(1, 1, device=device)
     assert moe(x, picks, experts, moved(constant(0.0), device), 0, False).item() == pytest.approx(1, rel=1e-3)
-    found = moe(x, picks, [moved(constant(v), device) for v in (1.0, 1e9, 0.0)], moved(constant(-1e9), device), 0, False)
+    found = moe(
+        x, picks, [moved(constant(v), device) for v in (1.0, 1e9, 0.0)], moved(constant(-1e9), device), 0, False
+    )
     assert found.item() == 0
 
 
@@ -141,7 +143,7 @@ EVERYWHERE = torch.cat((torch.linspace(-87, 87, 5003), torch.linspace(-1, 1, 400
 
 @DEVICES
 def test_softplus_is_accurate_everywhere(device: str) -> None:
-    """Within 2 units of the last place (3 on CUDA) of ln(1 + e^x) up to the library's threshold of 20, and x itself above."""
+    """Within 2 units of the last place (3 on CUDA) of ln(1 + e^x) up to a threshold of 20, and x itself above."""
     x = torch.cat((EVERYWHERE, torch.tensor([20.0, 20.000002])))
     found = softplus(x.to(device)).cpu()
     exact = torch.where(x > 20, x.double(), torch.log1p(torch.exp(x.double())))
@@ -162,7 +164,10 @@ def test_silu_is_accurate_everywhere(device: str) -> None:
 @DEVICES
 def test_the_gate_is_clamped_from_above_alone(device: str) -> None:
     """gate: min(g, limit); up: both sides; a limit of 0 clamps nothing."""
-    gate, up = torch.tensor([-20.0, 30.0, 30.0, 1.0], device=device), torch.tensor([3.0, 3.0, -30.0, 30.0], device=device)
+    gate, up = (
+        torch.tensor([-20.0, 30.0, 30.0, 1.0], device=device),
+        torch.tensor([3.0, 3.0, -30.0, 30.0], device=device),
+    )
     wanted = F.silu(torch.tensor([-20.0, 10, 10, 1])) * torch.tensor([3.0, 3, -10, 10])
     assert swiglu(gate, up, 10.0).tolist() == pytest.approx(wanted.tolist(), rel=1e-6)
     assert swiglu(gate, up, 0).tolist() == pytest.approx((F.silu(gate) * up).tolist(), rel=1e-6)

@@ -45,7 +45,7 @@ def test_position_zero_is_the_identity(device: str) -> None:
 
 @DEVICES
 def test_pairs_are_interleaved_and_last(device: str) -> None:
-    """Pair i is (x[D-R+2i], x[D-R+2i+1]), turned counterclockwise by position * step i; the first D - R stay as they are."""
+    """Pair i is (x[D-R+2i], x[D-R+2i+1]), turned by position * step i; the first D - R stay as they are."""
     steps, x = frequencies(16, 10000.0), normal("x", 5, 40, dtype=torch.float64)
     positions = torch.tensor([0, 1, 7, 100, 4000])
     found = rope(x.float().to(device), rotation(positions.to(device), steps.to(device)))

@@ -65,7 +65,16 @@ def test_temperature_is_a_power_of_the_probabilities(temperature: float, power: 
 def test_u_picks_by_cumulative_mass(device: str) -> None:
     """Token n is taken for u in [mass before it, mass with it): 0 gives the most, almost 1 the least probable."""
     logits = LOGITS.to(device)
-    for u, wanted in ((0.0, 2), (0.499, 2), (0.501, 0), (0.749, 0), (0.751, 3), (0.876, 1), (0.938, 4), (JUST_UNDER_ONE, 4)):
+    for u, wanted in (
+        (0.0, 2),
+        (0.499, 2),
+        (0.501, 0),
+        (0.749, 0),
+        (0.751, 3),
+        (0.876, 1),
+        (0.938, 4),
+        (JUST_UNDER_ONE, 4),
+    ):
         assert sample(logits, u, 1.0) == wanted
 
 
@@ -77,7 +86,9 @@ def test_shares_of_many_draws_follow_the_probabilities() -> None:
 
 
 @given(st.floats(0, JUST_UNDER_ONE), st.integers(0, 10), st.floats(0, 1), st.floats(0, 1), st.floats(0.01, 100))
-def test_a_token_is_always_found_and_among_the_kept(u: float, k: int, p: float, least: float, temperature: float) -> None:
+def test_a_token_is_always_found_and_among_the_kept(
+    u: float, k: int, p: float, least: float, temperature: float
+) -> None:
     logits = normal("logits", 50, size=4)
     probs, ids = probabilities(logits, temperature, k, p, least)
     assert float(probs.sum()) == pytest.approx(1)

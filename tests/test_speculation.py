@@ -14,8 +14,8 @@ from dsv4.errors import ConfigError
 from dsv4.llm import LLM
 
 QUESTIONS = ("What is the capital of France?", "Tell me a story.", "Which continent is Kenya in?")
-GREEDY = Sampling(temperature=0, max_tokens=60, trace=60)
-SAMPLINGS = (GREEDY, replace(GREEDY, temperature=1.3, seed=7), replace(GREEDY, temperature=2, top_p=0.9, top_k=50))
+GREEDY = Sampling(temperature=0, max_tokens=24, trace=24)
+SAMPLINGS = (GREEDY, replace(GREEDY, temperature=2, top_p=0.9, top_k=50, seed=7))
 
 Answer = list[tuple[int, Trace | None]]
 
@@ -75,7 +75,7 @@ def test_wrong_guesses_cost_nothing_but_time(
 
 def test_the_answer_ends_where_it_would(pico_dir: Path) -> None:
     """Limits cut inside a confirmed run of guesses: never a token more."""
-    for limit in range(1, 12):
+    for limit in (1, 2, 5, 6):
         found = answers(load(pico_dir, 4), replace(GREEDY, max_tokens=limit))
         assert [len(answer) for answer in found] == [limit] * len(QUESTIONS)
     tight = LLM.load(pico_dir, EngineOptions(draft_tokens=4, max_context=24))

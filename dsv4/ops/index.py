@@ -37,7 +37,8 @@ def top_k(scores: Tensor, k: int) -> Tensor:
 
     NaN counts as minus infinity.
     """
-    order = torch.sort(scores.nan_to_num(nan=float("-inf")), dim=1, descending=True, stable=True).indices
+    ranked = scores.masked_fill(scores.isnan(), float("-inf"))
+    order = torch.sort(ranked, dim=1, descending=True, stable=True).indices
     return order[:, :k]
 
 

@@ -1,0 +1,118 @@
+"""An engine over a model made of arithmetic: no weights, and every step checked."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dsv4.engine.choose import choose
+from dsv4.engine.engine import Engine
+from dsv4.engine.request import Delta, Request, Sampling
+from dsv4.engine.runner import Ran
+from dsv4.engine.scheduler import Work
+from dsv4.engine.speculate import Confirmed
+from tests.synthetic import crc
+
+EOS, ROLE, VOCABULARY = 1, 2, 128
+GREEDY = Sampling(temperature=0, max_tokens=20)
+
+
+class Letters:
+    """Ids are characters; a multiple of 7 is half of one and comes out with the next."""
+
+    def __init__(self) -> None:
+        self.held = ""
+
+    def push(self, id: int) -> str:
+        self.held += chr(id)
+        return "" if id % 7 == 0 else self.finish()
+
+    def finish(self) -> str:
+        held, self.held = self.held, ""
+        return held
+
+
+class Arithmetic:
+    """A runner whose next token is a function of all tokens so far, and which checks what it is asked to run."""
+
+    def __init__(self, answer: Sequence[int] | None = None, slots: int = 2, capacity: int = 64) -> None:
+        self.store = SimpleNamespace(
+            lengths=[0] * slots, capacity=capacity, reset=lambda slot: self.rewind(slot, 0), rewind=self.rewind
+        )
+        self.model = SimpleNamespace(config=SimpleNamespace(vocab_size=VOCABULARY))
+        self.answer, self.slots, self.steps = answer, [[] for _ in range(slots)], []  # type: ignore[var-annotated]
+
+    def rewind(self, slot: int, mark: int) -> None:
+        del self.slots[slot][mark:]
+
+    def run(self, work: Sequence[Work]) -> list[Ran]:
+        self.steps.append([(w.request.number, w.end - w.start) for w in work])
+        return [self._one(item) for item in work]
+
+    def _one(self, item: Work) -> Ran:
+        request, seen = item.request, self.slots[item.request.slot]
+        assert len(seen) == item.start
+        seen += item.tokens
+        assert seen == [*request.prompt, *request.output, *item.draft][: item.end + len(item.draft)]
+        assert len(seen) <= self.store.capacity
+        ends = range(item.end, item.end + len(item.draft) + 1) if item.sample else ()
+        rows = [self.logits(seen[:end], end - len(request.prompt)) for end in ends]
+        return Ran(torch.zeros(len(item.tokens), 1, 1), torch.stack(rows) if rows else torch.zeros(0, VOCABULARY))
+
+    def logits(self, seen: list[int], place: int) -> Tensor:
+        if self.answer is not None:
+            return torch.nn.functional.one_hot(torch.tensor(self.answer[place]), VOCABULARY).float()
+        drawn = 2 * torch.randn(VOCABULARY, generator=torch.Generator().manual_seed(crc(bytes(seen))))
+        return drawn.index_fill(0, torch.arange(10), -30)  # no control token
+
+
+class Guesses:
+    """A drafter that is right for as many tokens as it draws, then wrong."""
+
+    def __init__(self, runner: Arithmetic, count: int, draw: random.Random) -> None:
+        self.runner, self.count, self.draw = runner, count, draw
+
+    def propose(self, confirmed: Sequence[Confirmed]) -> None:
+        for one in confirmed:
+            request = one.request
+            assert one.end == request.done <= request.length - 1 or one.end < len(request.prompt)
+            if one.end == request.length - 1:
+                request.draft = tuple(self._guess(request))
+
+    def _guess(self, request: Request) -> Iterator[int]:
+        seen, right = [*request.prompt, *request.output], self.draw.randint(0, self.count)
+        for number in range(self.count):
+            token = choose(self.runner.logits(seen, len(seen) - len(request.prompt)), request.sampling, len(seen))
+            seen.append(token if number < right else 9)
+            yield seen[-1]
+
+
+def engine(runner: Arithmetic, chunk: int = 8, drafter: Guesses | None = None) -> Engine:
+    return Engine(runner, chunk, EOS, {ROLE, 3}, Letters, drafter)  # type: ignore[arg-type]
+
+
+def finish(made: Engine) -> dict[int, list[Delta]]:
+    """Run to the end: deltas by request."""
+    found: dict[int, list[Delta]] = {}
+    for _ in range(1000):
+        if not made.busy:
+            return found
+        for delta in made.step():
+            found.setdefault(delta.number, []).append(delta)
+    raise AssertionError("the engine does not come to an end")
+
+
+def answer(ids: Sequence[int], sampling: Sampling = GREEDY, prompt: Sequence[int] = (9,), **given: Any) -> list[Delta]:
+    """What a model that says `ids` gives one request."""
+    made = engine(Arithmetic([*ids, *[100] * 100], **given))
+    number = made.add(prompt, sampling)
+    return finish(made)[number]
+
+
+def text(deltas: Sequence[Delta]) -> str:
+    return "".join(delta.text for delta in deltas)
