@@ -111,13 +111,13 @@ def _cut(rig: Rig, cut: int) -> None:
     check(rig, streams, store)
 
 
-@pytest.mark.parametrize("cut", sorted({*around(BORDERS, 1, 300), *range(17, 300, 41)}))
+@pytest.mark.parametrize("cut", sorted({*around(BORDERS, 1, 300), *range(17, 300, 83)}))
 def test_two_chunks_equal_one(cut: int, pico: Rig) -> None:
     """Streams of all 300 tokens, logits and cache: cut beside every border and between."""
     _cut(pico, cut)
 
 
-@pytest.mark.parametrize("cut", [1, 3, 4, 63, 66, 127, 128, 129])
+@pytest.mark.parametrize("cut", [1, 4, 66, 127, 129])
 def test_two_chunks_equal_one_in_pros_pattern(cut: int, tiny_pro: Rig) -> None:
     _cut(tiny_pro, cut)
 
@@ -225,10 +225,9 @@ def test_partly_accepted_drafts_equal_none(rig: Rig, seed: int) -> None:
         _rewind_at(rig, store, rig.random_ids(8 - keep, seed + keep), keep)
 
 
-@pytest.mark.parametrize("at", [97, 100])
-def test_rewinding_as_far_as_the_rings_reach_equals_never_sampled(at: int, rig: Rig, seed: int) -> None:
+def test_rewinding_as_far_as_the_rings_reach_equals_never_sampled(rig: Rig, seed: int) -> None:
     """32 wrong tokens over a border of 128, in rings of a window and 32, taken back; then to the end in chunks."""
-    store = rig.store(**SMALL)
+    store, at = rig.store(**SMALL), 99
     rig.pieces(store, [*range(32, at, 32), at])
     _rewind_at(rig, store, rig.random_ids(32, seed))
     check(rig, rig.pieces(store, [*range(at + 33, rig.length, 32), rig.length]), store)

@@ -150,7 +150,7 @@ def test_a_planted_dependence_is_seen(name: str, seed: int, monkeypatch: pytest.
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", OPS)
 def test_cuda_gives_what_the_cpu_gives(name: str) -> None:
-    """Integers exactly; FP32 to 1e-4 of the largest number, BF16 to 0.02: a few of its steps, where a rounding flips."""
+    """Integers exactly; FP32 to 1e-4 of the largest number, BF16 to 0.02: a few steps, where a rounding flips."""
     run, rows = OPS[name]
     for there, here in zip(results(run(*(x.cuda() for x in rows))), results(run(*rows)), strict=True):
         assert there.is_cuda

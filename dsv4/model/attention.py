@@ -90,7 +90,7 @@ class Attention:
         x: [T, d], here and in `keys` as `quantize_input` leaves it: one rounding serves both.
         """
         latent = quantize_input(self.q_norm(project(x, self.wq_a)), self.wq_b, self.simulate)
-        q = project(latent, self.wq_b).unflatten(1, (self.heads, -1))
+        q = project(latent, self.wq_b).view(len(x), self.heads, -1)
         return latent, rope(unit_rms(q, self.eps), turn)
 
     def keys(self, x: Tensor, turn: Rotation) -> Tensor:

@@ -27,8 +27,10 @@ def sparse_attention(q: Tensor, pool: Tensor, rows: Tensor, sink: Tensor) -> Ten
     """
     rows = F.pad(rows, (0, -rows.shape[1] % BLOCK), value=-1)
     at_once = max(1, GATHERED // (rows.shape[1] * pool.shape[1]))
-    parts = [_attend(q_part, pool, r, sink) for q_part, r in zip(q.split(at_once), rows.split(at_once), strict=True)]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    if len(q) <= at_once:
+        return _attend(q, pool, rows, sink)
+    parts = zip(q.split(at_once), rows.split(at_once), strict=True)
+    return torch.cat([_attend(q_part, pool, rows_part, sink) for q_part, rows_part in parts])
 
 
 def _attend(q: Tensor, pool: Tensor, rows: Tensor, sink: Tensor) -> Tensor:

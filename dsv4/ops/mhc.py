@@ -84,8 +84,8 @@ def mhc_post(y: Tensor, mixed: Mixed) -> Tensor:
 
     y: [T, d]; mixed: of the `mhc_pre` that made the sublayer's input; returns streams [T, M, d] in y's dtype.
     """
-    written = torch.bmm(mixed.post.unsqueeze(2), y.float().unsqueeze(1))
-    return torch.baddbmm(written, mixed.comb.mT, mixed.streams).type(y.dtype)
+    carried = (mixed.comb.unsqueeze(3) * mixed.streams.unsqueeze(2)).sum(1)
+    return (mixed.post.unsqueeze(2) * y.float().unsqueeze(1) + carried).type(y.dtype)
 
 
 def mhc_head(streams: Tensor, mixer: Mixer, eps: float, norm_eps: float) -> Tensor:

@@ -92,5 +92,5 @@ def _runs(numbers: Sequence[int], order: Sequence[int]) -> Iterator[tuple[int, I
 
 def _by_expert(x: Tensor, parts: Sequence[tuple[Tensor | QTensor, int]]) -> Tensor:
     """Consecutive rows of x, each run through its own matrix."""
-    runs = x.split([count for _, count in parts])
+    runs = x.split_with_sizes([count for _, count in parts])
     return torch.cat([project(rows, weight) for rows, (weight, _) in zip(runs, parts, strict=True)])
