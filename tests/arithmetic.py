@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -116,3 +117,14 @@ def answer(ids: Sequence[int], sampling: Sampling = GREEDY, prompt: Sequence[int
 
 def text(deltas: Sequence[Delta]) -> str:
     return "".join(delta.text for delta in deltas)
+
+
+def codes(letters: str) -> list[int]:
+    return [ord(letter) for letter in letters]
+
+
+def splits(whole: str) -> Iterator[list[str]]:
+    """Every way to cut a string into pieces."""
+    for cuts in range(1 << (len(whole) - 1)):
+        edges = [0, *(n for n in range(1, len(whole)) if cuts >> (n - 1) & 1), len(whole)]
+        yield [whole[a:b] for a, b in pairwise(edges)]

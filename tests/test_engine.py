@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,21 @@ from dsv4.engine.scheduler import Scheduler
 from dsv4.engine.stop import StopText, finish_reason
 from dsv4.errors import RequestError
 from dsv4.llm import LLM
-from tests.arithmetic import EOS, GREEDY, ROLE, VOCABULARY, Arithmetic, Guesses, Letters, answer, engine, finish, text
-
-
-def codes(letters: str) -> list[int]:
-    return [ord(letter) for letter in letters]
-
+from tests.arithmetic import (
+    EOS,
+    GREEDY,
+    ROLE,
+    VOCABULARY,
+    Arithmetic,
+    Guesses,
+    Letters,
+    answer,
+    codes,
+    engine,
+    finish,
+    splits,
+    text,
+)  # fmt: skip
 
 # --- why an answer ends ----------------------------------------------------------------------------------------------
 
@@ -80,13 +88,6 @@ def test_the_context_ends_an_answer_when_it_is_full(prompt: int, tokens: int) ->
 
 
 # --- stop strings ----------------------------------------------------------------------------------------------------
-
-
-def splits(whole: str) -> Iterator[list[str]]:
-    """Every way to cut a string into pieces."""
-    for cuts in range(1 << (len(whole) - 1)):
-        edges = [0, *(n for n in range(1, len(whole)) if cuts >> (n - 1) & 1), len(whole)]
-        yield [whole[a:b] for a, b in pairwise(edges)]
 
 
 def streamed(stops: tuple[str, ...], pieces: Sequence[str]) -> tuple[str, bool]:

@@ -79,7 +79,6 @@ def test_decode_equals_prefill(start: int, end: int, pico: Rig) -> None:
 
 @pytest.mark.parametrize(("start", "end"), [(1, 6), (62, 66), (126, 130), (137, 140)])
 def test_decode_equals_prefill_in_pros_pattern(start: int, end: int, tiny_pro: Rig) -> None:
-    """As above, with two layers of ratio 128 before the first of ratio 4."""
     _decode(tiny_pro, start, end)
 
 
@@ -140,7 +139,6 @@ def test_random_chunks_in_small_rings_equal_one(again: int, seed: int, rig: Rig)
 
 
 def test_full_chunks_in_small_rings_equal_one(rig: Rig) -> None:
-    """Every chunk as long as the rings allow."""
     store = rig.store(**SMALL)
     check(rig, rig.pieces(store, [*range(32, rig.length, 32), rig.length]), store)
 
@@ -287,7 +285,7 @@ def test_mtp_in_pieces_equals_mtp_in_one(rig: Rig) -> None:
 
 
 def test_mtp_in_a_batch_equals_mtp_alone(rig: Rig) -> None:
-    """Two sequences' positions in one step of the draft layer = each in a step of its own."""
+    """Two sequences in one step of the draft layer = each in a step of its own."""
     draft, store = Mtp(rig.config, rig.weights, OPTIONS, rig.model), rig.store()
     ends = (50, 33)
     streams = torch.cat([rig.whole[:end] for end in ends])
@@ -372,14 +370,14 @@ def _short_rings(name: str, rows: Callable[[layout.LayerLayout], int]) -> Callab
     return plant
 
 
+def _cutting(rig: Rig) -> None:
+    _cut(rig, 66)
+
+
 def _rewinding(rig: Rig) -> None:
     store = rig.store(**SMALL)
     rig.pieces(store, [32, 64, 96, 128, 129])
     _rewind_at(rig, store, rig.random_ids(32, 0))
-
-
-def _cutting(rig: Rig) -> None:
-    _cut(rig, 66)
 
 
 @pytest.mark.parametrize(

@@ -64,8 +64,8 @@ class LayerLayout:
 
 
 def reach(options: EngineOptions) -> int:
-    """The longest run of tokens that may be written at once, or taken back."""
-    return max(min(options.prefill_chunk, options.max_context), options.draft_slack)
+    """The longest run of tokens that may be written at once: a chunk, or a token and its draft. All can be taken back."""
+    return max(min(options.prefill_chunk, options.max_context), 1 + options.draft_slack)
 
 
 def layer_layout(config: ModelConfig, options: EngineOptions, ratio: int) -> LayerLayout:

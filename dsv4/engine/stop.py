@@ -26,11 +26,14 @@ class StopText:
         self._strings, self._held = strings, ""
 
     def push(self, text: str) -> tuple[str, bool]:
-        """Text that may be shown, and whether a stop string came (the earliest one counts)."""
+        """Text that may be shown, and whether a stop string came.
+
+        Of several the first to be complete counts, so that it does not matter how the text was cut.
+        """
         self._held += text
-        hits = [at for at in map(self._held.find, self._strings) if at >= 0]
+        hits = [(at + len(s), at) for s in self._strings if (at := self._held.find(s)) >= 0]
         if hits:
-            return self._take(min(hits)), True
+            return self._take(min(hits)[1]), True
         return self._take(len(self._held) - self._partial()), False
 
     def finish(self) -> str:
