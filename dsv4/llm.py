@@ -142,7 +142,7 @@ def _guesses(config: ModelConfig, options: EngineOptions) -> int:
     """Tokens to guess each step. Only the one-layer draft is driven so far; a DSpark draft stays on disk."""
     if config.draft != "mtp":
         return 0
-    return _GUESSES if options.draft_tokens is None else options.draft_tokens
+    return min(_GUESSES, options.draft_slack) if options.draft_tokens is None else options.draft_tokens
 
 
 def _threads(config: ModelConfig) -> int:

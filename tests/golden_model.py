@@ -1,4 +1,4 @@
-"""The specification's tiny model: every weight from a formula on its Hub name (variants A to D of the golden values)."""
+"""The tiny model of the golden values, variants A to D: every weight from a formula on its Hub name."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _fp4(name: str, out: int, inputs: int) -> QTensor:
 
 
 def weights(model: ModelConfig, rounded: bool = False) -> dict[str, Tensor | QTensor]:
-    """All weights by Hub name. `rounded`: variant B, plain tensors that the official format stores as BF16 rounded so."""
+    """All weights by Hub name. `rounded`: what the official format stores as BF16 is rounded so (variants B and C)."""
     made: dict[str, Tensor | QTensor] = {}
     for param in parameters(model):
         if param.format is FP8_BLOCK:

@@ -52,9 +52,9 @@ def test_there_is_a_layout_for_every_layer_and_a_window_for_every_draft() -> Non
 
 
 @pytest.mark.parametrize(
-    ("chunk", "slack", "context", "wanted"), [(64, 8, 256, 64), (4, 8, 256, 8), (512, 8, 256, 256), (1, 0, 256, 1)]
+    ("chunk", "slack", "context", "wanted"), [(64, 8, 256, 64), (4, 8, 256, 9), (512, 8, 256, 256), (1, 0, 256, 1)]
 )
-def test_reach_is_a_chunk_or_a_draft_whichever_is_longer(chunk: int, slack: int, context: int, wanted: int) -> None:
+def test_reach_is_a_chunk_or_a_token_with_its_draft(chunk: int, slack: int, context: int, wanted: int) -> None:
     asked = options(prefill_chunk=chunk, draft_slack=slack, max_context=context)
     assert reach(asked) == Store(ModelConfig.named("tiny-pro"), asked).reach == wanted
 
