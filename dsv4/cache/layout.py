@@ -64,7 +64,7 @@ class LayerLayout:
 
 
 def reach(options: EngineOptions) -> int:
-    """The longest run of tokens that may be written at once: a chunk, or a token and its draft. All can be taken back."""
+    """The longest run of tokens that is written at once (a chunk, or a token and its draft); all can be taken back."""
     return max(min(options.prefill_chunk, options.max_context), 1 + options.draft_slack)
 
 
