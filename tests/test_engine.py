@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,12 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsv4.config import EngineOptions
 from dsv4.engine.request import Request, Sampling
 from dsv4.engine.scheduler import Scheduler
 from dsv4.engine.stop import StopText, finish_reason
 from dsv4.errors import RequestError
-from dsv4.llm import LLM
 from tests.arithmetic import (
     EOS,
     GREEDY,
@@ -192,11 +189,13 @@ def test_every_request_is_run_once_and_to_its_end(
         assert sum(count for _, count in step if count > 1) <= chunk
 
 
-DRAFTED = st.tuples(st.integers(1, 30), st.integers(1, 20))
-
-
 @settings(max_examples=20)
-@given(st.lists(DRAFTED, min_size=1, max_size=5), st.integers(1, 4), st.integers(1, 9), st.randoms())
+@given(
+    st.lists(st.tuples(st.integers(1, 30), st.integers(1, 20)), min_size=1, max_size=5),
+    st.integers(1, 4),
+    st.integers(1, 9),
+    st.randoms(),
+)
 def test_drafts_change_no_answer(asked: list[tuple[int, int]], count: int, chunk: int, draw: random.Random) -> None:
     """Guesses right and wrong, of any number: the tokens and reasons of every request as without them."""
     prompts = [[draw.randint(10, VOCABULARY - 1) for _ in range(length)] for length, _ in asked]
@@ -209,12 +208,6 @@ def test_drafts_change_no_answer(asked: list[tuple[int, int]], count: int, chunk
         found = finish(made)
         answers.append({n: [(d.token, d.text, d.finish) for d in deltas] for n, deltas in found.items()})
     assert answers[0] == answers[1]
-
-
-def test_no_step_without_work() -> None:
-    made = engine(Arithmetic())
-    assert made.step() == []
-    assert not made.busy
 
 
 # --- cancelling ------------------------------------------------------------------------------------------------------
@@ -238,6 +231,7 @@ def test_cancelling_frees_the_slot_for_the_next(steps: int) -> None:
 
 def test_cancelling_what_ended_or_never_was_does_nothing() -> None:
     made = engine(Arithmetic([EOS], slots=1))
+    assert made.step() == []
     number = made.add([9], GREEDY)
     finish(made)
     made.cancel(number)
@@ -326,85 +320,3 @@ def test_a_trace_shows_the_first_steps() -> None:
         trace.ranking[0].probability == trace.probability == pytest.approx(2.718281828 / (2.718281828 + VOCABULARY - 1))
     )
     assert 0 < trace.entropy < 4.86
-
-
-# --- with the embedded model -----------------------------------------------------------------------------------------
-
-
-def load(pico_dir: Path, **asked: Any) -> LLM:
-    return LLM.load(pico_dir, EngineOptions(**({"max_context": 256, "max_sequences": 3} | asked)))
-
-
-ASKED = Sampling(seed=3, max_tokens=10)
-
-
-def prompts(llm: LLM) -> list[list[int]]:
-    draw = random.Random(4)
-    return [draw.choices(range(300, llm.config.vocab_size), k=count) for count in (70, 3, 40, 131)]
-
-
-def alone(llm: LLM, prompt: list[int]) -> list[int | None]:
-    return [delta.token for delta in llm.generate(prompt, ASKED)]
-
-
-def test_an_answer_is_the_same_alone_and_among_others(pico_dir: Path) -> None:
-    """Sampled tokens of four requests in three slots, joined by chunks = those of each request alone."""
-    llm = load(pico_dir, prefill_chunk=48)
-    expected = [alone(llm, prompt) for prompt in prompts(llm)]
-    numbers = [llm.engine.add(prompt, ASKED) for prompt in prompts(llm)]
-    found = finish(llm.engine)
-    assert [[delta.token for delta in found[number]] for number in numbers] == expected
-
-
-@pytest.mark.parametrize("chunk", [1, 7])
-def test_an_answer_is_the_same_for_every_chunk(chunk: int, pico_dir: Path) -> None:
-    """The tokens of a request do not depend on how its prompt was cut."""
-    llm, other = load(pico_dir, prefill_chunk=32), load(pico_dir, prefill_chunk=chunk)
-    prompt = prompts(llm)[2]
-    assert alone(llm, prompt) == alone(other, prompt)
-
-
-@pytest.mark.parametrize(("draft", "temperature"), [(1, 1.0), (2, 0.0), (5, 1.0)])
-def test_an_answer_is_the_same_with_and_without_a_draft(draft: int, temperature: float, pico_dir: Path) -> None:
-    """Tokens and traces (bitwise) of four requests at once, each guessed ahead by the draft layer = without it."""
-    asked, answers = Sampling(temperature=temperature, seed=3, max_tokens=10, trace=10), []
-    for count in (0, draft):
-        llm = load(pico_dir, draft_tokens=count)
-        numbers = [llm.engine.add(prompt, asked) for prompt in prompts(llm)]
-        found = finish(llm.engine)
-        answers.append([[(delta.token, delta.trace) for delta in found[number]] for number in numbers])
-    assert answers[0] == answers[1]
-    assert llm.engine.drafted > 0
-
-
-def test_a_draft_does_not_run_past_the_end_of_the_context(pico_dir: Path) -> None:
-    """Prompts of every length near the context's, each answered up to the last position."""
-    plain, drafting = (load(pico_dir, max_context=64, draft_tokens=draft) for draft in (0, 2))
-    ids = prompts(plain)[3]
-    for length in range(57, 64):
-        wanted, found = ([(d.token, d.finish) for d in llm.generate(ids[:length], ASKED)] for llm in (plain, drafting))
-        assert found == wanted
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"prefill_chunk": 1, "draft_slack": 0},
-        {"prefill_chunk": 1, "draft_slack": 2},
-        {"prefill_chunk": 8, "draft_tokens": 8},
-    ],
-)
-def test_rings_hold_a_step_with_its_draft(options: dict[str, int], pico_dir: Path) -> None:
-    """A token and its guesses are written at once: options that are accepted run."""
-    llm = load(pico_dir, **options)
-    assert len(alone(llm, prompts(llm)[1])) > 2
-
-
-def test_an_answer_that_nobody_reads_on_is_dropped(pico_dir: Path) -> None:
-    llm = load(pico_dir, max_sequences=1)
-    answer = llm.generate(prompts(llm)[1], ASKED)
-    next(answer)
-    assert llm.engine.busy
-    answer.close()  # type: ignore[attr-defined]
-    assert not llm.engine.busy
-    assert len(alone(llm, prompts(llm)[1])) <= 10

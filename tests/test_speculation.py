@@ -78,12 +78,32 @@ def test_the_answer_ends_where_it_would(pico_dir: Path) -> None:
     for limit in (1, 2, 5, 6):
         found = answers(load(pico_dir, 4), replace(GREEDY, max_tokens=limit))
         assert [len(answer) for answer in found] == [limit] * len(QUESTIONS)
-    tight = LLM.load(pico_dir, EngineOptions(draft_tokens=4, max_context=24))
-    found = answers(tight, GREEDY)
-    assert [len(answer) + len(prompt) for answer, prompt in zip(found, prompts(tight), strict=True)] == [24] * 3
 
 
 def test_more_guesses_than_can_be_rewound_are_refused() -> None:
     with pytest.raises(ConfigError, match="draft_tokens"):
         EngineOptions(draft_tokens=9, draft_slack=8)
     assert ModelConfig.named("flash-0731").draft == "dspark"
+
+
+def test_no_guess_runs_past_the_end_of_the_context(pico_dir: Path) -> None:
+    """Prompts of every length near the context's, each answered up to the last position."""
+    plain, drafting = (LLM.load(pico_dir, EngineOptions(max_context=64, draft_tokens=n)) for n in (0, 2))
+    for length in range(57, 64):
+        ids = [300 + n for n in range(length)]
+        wanted, found = ([(d.token, d.finish) for d in llm.generate(ids, GREEDY)] for llm in (plain, drafting))
+        assert found == wanted
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"prefill_chunk": 1, "draft_slack": 0},
+        {"prefill_chunk": 1, "draft_slack": 2},
+        {"prefill_chunk": 8, "draft_tokens": 8},
+    ],
+)
+def test_rings_hold_a_token_and_its_draft(options: dict[str, int], pico_dir: Path) -> None:
+    """Both are written at once: options that are accepted run."""
+    llm = LLM.load(pico_dir, EngineOptions(max_context=64, **options))  # type: ignore[arg-type]
+    assert len(list(llm.generate(prompts(llm)[0], GREEDY))) > 2

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from dsv4.chat.events import Completion, ContentDelta, Event, RawDelta, ReasoningDelta, collect
+from dsv4.chat.events import Completion, ContentDelta, Event, ParseProblem, RawDelta, collect
 from dsv4.chat.parse import StreamParser
 from dsv4.engine.request import Delta, Sampling
 from dsv4.llm import LLM
@@ -78,7 +78,7 @@ class Answer:
                 sys.stdout.write(event.text)
                 sys.stdout.flush()
                 continue
-            text = event.text if isinstance(event, ReasoningDelta | RawDelta) else f"[{event}]"
+            text = f" [{event.what}]" if isinstance(event, ParseProblem) else getattr(event, "text", str(event))
             self.err.print(text, style="dim italic", end="", markup=False, soft_wrap=True)
             self.aside = True
 
