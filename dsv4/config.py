@@ -310,7 +310,6 @@ class EngineOptions:
     prefill_chunk: int = 512
     draft_slack: int = 8
     draft_tokens: int | None = None
-    seed: int | None = None
 
     def __post_init__(self) -> None:
         choices = {"numerics": ("official", "float"), "dtype": ("bfloat16", "float32")}

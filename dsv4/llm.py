@@ -19,7 +19,7 @@ from dsv4.cache.store import Store
 from dsv4.chat.dialect import Dialect
 from dsv4.chat.encode import Prompt, encode_messages
 from dsv4.chat.tokenizer import Tokenizer
-from dsv4.checkpoint.ledger import balance
+from dsv4.checkpoint.ledger import Ledger, balance
 from dsv4.checkpoint.load import LoadProgress as LoadProgress
 from dsv4.checkpoint.load import Progress, load_ledger
 from dsv4.checkpoint.reader import Checkpoint
@@ -69,6 +69,7 @@ class LLM:
         checkpoint = Checkpoint.open(directory)
         guesses = _guesses(config, options)
         ledger = balance(config, checkpoint.specs, draft=guesses > 0)
+        _check_memory(ledger, options.device)
         torch.set_num_threads(_threads(config))
         weights = load_ledger(checkpoint, ledger, config, options.device, progress)
         runner = Runner(Model(config, weights, options), Store(config, options))
@@ -136,6 +137,22 @@ def _check(options: EngineOptions, config: ModelConfig) -> None:
             wanted="cpu, or a device that torch can use here",
             do=str(error).splitlines()[0],
         ) from None
+
+
+def _check_memory(ledger: Ledger, device: str) -> None:
+    """The references hold what they use as FP32. Refuse what cannot fit before the machine runs out of memory."""
+    needed = 4 * sum(param.size for param in ledger.params)
+    if torch.device(device).type == "cuda":
+        total = torch.cuda.mem_get_info(device)[1]
+    else:
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > total:
+        raise ConfigError(
+            "this checkpoint does not fit: the references hold weights as FP32",
+            got=f"{needed / 1e9:,.0f} GB of weights",
+            wanted=f"at most the {total / 1e9:,.0f} GB of {device}",
+            do="take a smaller checkpoint or a larger machine",
+        )
 
 
 def _guesses(config: ModelConfig, options: EngineOptions) -> int:

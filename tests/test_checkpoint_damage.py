@@ -297,4 +297,4 @@ def test_a_configuration_of_another_model(directory: Path, changes: dict[str, An
 
 def test_weights_that_transformers_resaved_are_sent_back_to_the_original(directory: Path) -> None:
     rename(directory, NORM, "model.norm.weight")
-    refused(directory, "model.norm.weight", "transformers", "huggingface.co/deepseek-ai")
+    refused(directory, "model.norm.weight", "transformers", "deepseek-ai repositories")

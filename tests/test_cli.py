@@ -124,3 +124,10 @@ def test_synth_inspect_generate(tmp_path: Path, dsv4: Call) -> None:
     run = dsv4("generate", out, "-p", "hi", "--max-tokens", "8")
     assert run.code == 0
     assert "stopped by" in run.err
+
+
+def test_what_cannot_fit_is_refused_before_it_is_read(monkeypatch: pytest.MonkeyPatch, dsv4: Call) -> None:
+    monkeypatch.setattr("os.sysconf", lambda name: 1000)
+    run = dsv4("generate", "-p", FRANCE)
+    assert run.code == 1
+    assert "does not fit" in run.err

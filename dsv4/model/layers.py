@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -41,10 +40,9 @@ class Scope:
         assert isinstance(weight, Tensor)
         return weight.to(torch.int64)
 
-    def mixer(self, site: str) -> Mixer:
+    def mixer(self, site: str, streams: int) -> Mixer:
         """The weights of an mHC site: "attn", "ffn" or "head"."""
         fn, base, scale = (self.wide(f"hc_{site}_{part}") for part in ("fn", "base", "scale"))
-        streams = round(math.sqrt(len(base) + 1)) - 1 if len(scale) == 3 else len(base)  # n = M * (2 + M), or M
         rows = torch.tensor([streams, streams, streams**2][: len(scale)], device=scale.device)
         return Mixer(fn, base, scale.repeat_interleave(rows))
 
@@ -64,7 +62,7 @@ class HyperConnection:
     """The mHC site around one sublayer."""
 
     def __init__(self, scope: Scope, site: str, config: ModelConfig) -> None:
-        self.mixer = scope.mixer(site)
+        self.mixer = scope.mixer(site, config.hc_mult)
         self.iterations, self.eps, self.norm_eps = config.hc_sinkhorn_iters, config.hc_eps, config.rms_norm_eps
 
     def pre(self, streams: Tensor) -> Mixed:
@@ -81,7 +79,7 @@ class HeadMix:
     """The last mHC site and the norm behind it: streams to the vector that the head reads."""
 
     def __init__(self, scope: Scope, config: ModelConfig) -> None:
-        self.mixer, self.norm = scope.mixer("head"), Norm(scope, "norm", config)
+        self.mixer, self.norm = scope.mixer("head", config.hc_mult), Norm(scope, "norm", config)
         self.eps, self.norm_eps = config.hc_eps, config.rms_norm_eps
 
     def reduce(self, streams: Tensor) -> Tensor:
