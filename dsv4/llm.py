@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -78,7 +77,6 @@ class LLM:
             drafter = Drafter(Mtp(config, weights, options, runner.model), runner.store.layers[-1], guesses)
         words = (tokenizer.eos_id, tokenizer.role_ids, tokenizer.stream)
         engine = Engine(runner, options.prefill_chunk, *words, drafter)
-        gc.freeze()  # what is loaded stays: no use in looking through it again and again
         linear, experts = (
             f.name if f else ledger.formats.plain for f in (ledger.formats.linear, ledger.formats.experts)
         )

@@ -44,7 +44,7 @@ def refuse_resaved(specs: Mapping[str, TensorSpec]) -> None:
         raise CheckpointError(
             f"tensor {shown(strange)}: transformers re-saved these weights under names of its own",
             wanted="the official names, such as 'layers.0.attn.wq_a.weight'",
-            do="take the original from the deepseek-ai repositories on the Hugging Face Hub, or the folder given to from_pretrained",
+            do="take the original: deepseek-ai repositories on the Hugging Face Hub, or what from_pretrained was given",
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -87,4 +88,7 @@ def _load(model: Path | None, options: EngineOptions, dialect: str | None, err: 
         def show(step: LoadProgress) -> None:
             bar.update(task, description=step.what, completed=step.done, total=step.total)
 
-        return LLM.load(model, options, dialect, show)
+        llm = LLM.load(model, options, dialect, show)
+    gc.collect()
+    gc.freeze()  # what is loaded stays until the end: the collector need not look through it again and again
+    return llm
