@@ -210,6 +210,17 @@ def test_drafts_change_no_answer(asked: list[tuple[int, int]], count: int, chunk
     assert answers[0] == answers[1]
 
 
+def test_a_prompt_moves_on_beside_more_decodes_than_a_chunk_holds() -> None:
+    scheduler = Scheduler(4, 2)
+    made = [request(n, 3) for n in range(4)]
+    for one in made:
+        scheduler.add(one)
+    scheduler.admit()
+    for one in made[:3]:
+        one.output, one.done = [9], 3
+    assert [(w.request.number, w.start, w.end) for w in scheduler.schedule()][3:] == [(3, 0, 1)]
+
+
 # --- cancelling ------------------------------------------------------------------------------------------------------
 
 

@@ -27,8 +27,11 @@ class Work(NamedTuple):
 
 
 class Scheduler:
-    """First come, first served into a fixed number of slots. Each step decodes every sequence that can, then spends
-    what is left of `chunk` tokens on prompts, oldest first."""
+    """First come, first served into a fixed number of slots.
+
+    Each step decodes every sequence that can, then spends what is left of `chunk` tokens, at least one, on prompts,
+    oldest first.
+    """
 
     def __init__(self, slots: int, chunk: int) -> None:
         self._free = list(range(slots - 1, -1, -1))
@@ -52,14 +55,14 @@ class Scheduler:
 
     def schedule(self) -> list[Work]:
         """The next step's work, in a fixed order; empty when nothing runs."""
-        budget = self._chunk
-        work = []
-        for request in sorted(self.running, key=lambda r: r.length - r.done > 1):  # stable: decodes first
-            pending = request.length - request.done
-            take = pending if pending == 1 else min(pending, budget)
-            if take > 0:
-                done, ready = request.done, take == pending
-                work.append(Work(request, done, done + take, ready, request.draft if ready else ()))
+        decodes = [r for r in self.running if r.length - r.done == 1]
+        work = [Work(r, r.done, r.length, True, r.draft) for r in decodes]
+        budget = max(self._chunk - len(decodes), 1)  # a prompt always moves on
+        for request in self.running:
+            take = min(request.length - request.done, budget)
+            if take and request not in decodes:
+                end = request.done + take
+                work.append(Work(request, request.done, end, end == request.length))
                 budget -= take
         return work
 
