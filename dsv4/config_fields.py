@@ -89,8 +89,9 @@ def _wanted(rule: Mapping[str, Any]) -> str:
         return " or ".join(shown(value) for value in rule["only"])
     noun = {"int": "an integer", "float": "a number", "str": "a string", "bool": "true or false", "ints": "integers"}
     low, high = rule["low"], rule["high"]
+    high = _LARGEST if high is None and rule["kind"] in ("int", "ints") else high
     bounds = [f"of at least {low:g}"] if low is not None else []
-    bounds += [f"at most {high:g}"] if high is not None else []
+    bounds += [f"at most {high}"] if high is not None else []
     return " ".join([noun[rule["kind"]], " and ".join(bounds)]).strip()
 
 

@@ -23,6 +23,7 @@ from dsv4.checkpoint.load import LoadProgress as LoadProgress
 from dsv4.checkpoint.load import Progress, load_ledger
 from dsv4.checkpoint.reader import Checkpoint
 from dsv4.config import EngineOptions, ModelConfig, Resolved, read_json
+from dsv4.config_fields import shown
 from dsv4.engine.engine import Engine
 from dsv4.engine.request import Delta, Sampling
 from dsv4.engine.runner import Runner
@@ -65,10 +66,11 @@ class LLM:
         options = options or EngineOptions()
         _check(options, config)
         tokenizer = Tokenizer.load(directory, config.vocab_size)
+        _check_words(tokenizer, config)
         checkpoint = Checkpoint.open(directory)
         guesses = _guesses(config, options)
         ledger = balance(config, checkpoint.specs, draft=guesses > 0)
-        _check_memory(ledger, options.device)
+        _check_memory(ledger, config, options)
         torch.set_num_threads(_threads(config))
         weights = load_ledger(checkpoint, ledger, config, options.device, progress)
         runner = Runner(Model(config, weights, options), Store(config, options))
@@ -99,9 +101,7 @@ class LLM:
     def defaults(self) -> Sampling:
         """Sampling that the checkpoint's generation_config.json recommends; the family's own if there is none."""
         path = self.directory / "generation_config.json"
-        given: Mapping[str, Any] = read_json(path) if path.exists() else {}
-        known = {name: given[name] for name in ("temperature", "top_k", "top_p", "min_p") if name in given}
-        return Sampling(**known) if given.get("do_sample", True) else Sampling(temperature=0)
+        return _recommended(read_json(path), str(path)) if path.exists() else Sampling()
 
     def prompt(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Prompt:
         """Render messages; `options` are those of `chat.encode.encode_messages`."""
@@ -121,6 +121,26 @@ class LLM:
             self.engine.cancel(number)
 
 
+def _recommended(given: object, source: str) -> Sampling:
+    if not isinstance(given, Mapping):
+        raise ConfigError(source, got=shown(given), wanted="a JSON object")
+    if given.get("do_sample") is False:
+        return Sampling(temperature=0)
+    kinds: dict[str, tuple[type, ...]] = {"temperature": (int, float), "top_k": (int,), "top_p": (int, float)}
+    known = {name: given[name] for name in kinds if given.get(name) is not None}
+    for name, value in known.items():
+        if isinstance(value, bool) or not isinstance(value, kinds[name]):
+            raise ConfigError(f"{source}: {name}", got=shown(value), wanted="a number")
+    return Sampling(**known)
+
+
+def _check_words(tokenizer: Tokenizer, config: ModelConfig) -> None:
+    """The configuration's ids of the sentence marks are those of the tokenizer, which names them."""
+    for name, id in (("bos_token_id", tokenizer.bos_id), ("eos_token_id", tokenizer.eos_id)):
+        if getattr(config, name) != id:
+            raise ConfigError(f"config.json: {name}", got=getattr(config, name), wanted=f"{id}, as tokenizer.json says")
+
+
 def _check(options: EngineOptions, config: ModelConfig) -> None:
     """Check the options against the model and the machine."""
     limit = config.max_position_embeddings
@@ -137,19 +157,19 @@ def _check(options: EngineOptions, config: ModelConfig) -> None:
         ) from None
 
 
-def _check_memory(ledger: Ledger, device: str) -> None:
-    """The references hold what they use as FP32. Refuse what cannot fit before the machine runs out of memory."""
-    needed = 4 * sum(param.size for param in ledger.params)
-    if torch.device(device).type == "cuda":
-        total = torch.cuda.mem_get_info(device)[1]
+def _check_memory(ledger: Ledger, config: ModelConfig, options: EngineOptions) -> None:
+    """The references hold weights as FP32. Refuse what cannot fit before the machine runs out of memory."""
+    needed = 4 * sum(param.size for param in ledger.params) + cache_bytes(config, options)
+    if torch.device(options.device).type == "cuda":
+        total = torch.cuda.mem_get_info(options.device)[1]
     else:
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > total:
         raise ConfigError(
-            "this checkpoint does not fit: the references hold weights as FP32",
-            got=f"{needed / 1e9:,.0f} GB of weights",
-            wanted=f"at most the {total / 1e9:,.0f} GB of {device}",
-            do="take a smaller checkpoint or a larger machine",
+            "this does not fit into memory: the references hold weights as FP32",
+            got=f"{needed / 1e9:,.1f} GB of weights and cache",
+            wanted=f"at most the {total / 1e9:,.1f} GB of {options.device}",
+            do="take a smaller checkpoint, a shorter --max-context or a larger machine",
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -130,4 +131,32 @@ def test_what_cannot_fit_is_refused_before_it_is_read(monkeypatch: pytest.Monkey
     monkeypatch.setattr("os.sysconf", lambda name: 1000)
     run = dsv4("generate", "-p", FRANCE)
     assert run.code == 1
-    assert "does not fit" in run.err
+    assert "does not fit into memory" in run.err
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "words"),
+    [
+        ("generation_config.json", {"do_sample": True, "temperature": "hot"}, "temperature"),
+        ("generation_config.json", {"do_sample": True, "top_k": 50.5}, "top_k"),
+        ("generation_config.json", {"do_sample": True, "temperature": -1}, "temperature"),
+        ("config.json", {"eos_token_id": 5}, "eos_token_id"),
+        ("config.json", {"sliding_window": 10**9}, "at most"),
+    ],
+)
+def test_a_directory_that_contradicts_itself_is_refused(
+    file: str, change: dict[str, object], words: str, tmp_path: Path, pico_dir: Path, dsv4: Call
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(pico_dir, model)
+    (model / file).write_text(json.dumps(json.loads((model / file).read_text()) | change))
+    run = dsv4("generate", str(model), "-p", FRANCE)
+    assert run.code == 1
+    assert words in run.err.splitlines()[-1]
+
+
+def test_a_recommendation_that_is_null_is_none(tmp_path: Path, pico_dir: Path, dsv4: Call) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(pico_dir, model)
+    (model / "generation_config.json").write_text('{"temperature": null, "top_k": null}')
+    assert dsv4("generate", str(model), "-p", FRANCE, "--max-tokens", "2", "--quiet").code == 0
