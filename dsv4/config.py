@@ -320,7 +320,7 @@ class EngineOptions:
             if getattr(self, name) < low:
                 raise ConfigError(name, got=getattr(self, name), wanted=f"at least {low}")
         if self.draft_tokens is not None and not 0 <= self.draft_tokens <= self.draft_slack:
-            raise ConfigError("draft_tokens", got=self.draft_tokens, wanted=f"0 to draft_slack {self.draft_slack}")
+            raise ConfigError("draft_tokens (--draft)", got=self.draft_tokens, wanted=f"0 to {self.draft_slack}")
 
 
 @dataclass(frozen=True)

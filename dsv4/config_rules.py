@@ -15,7 +15,7 @@ Rule = tuple[str, bool, object, str]  # the key to look at, whether it holds, go
 
 def check_consistent(config: ModelConfig, source: str) -> None:
     """Raises ConfigError for the first rule that does not hold, naming its key."""
-    rules = [*_widths(config), *_layers(config), *_tokens(config), *_formats(config)]
+    rules = [*_widths(config), *_rope(config), *_layers(config), *_tokens(config), *_formats(config)]
     if config.dspark is not None:
         rules += _dspark(config, config.dspark)
     for name, holds, got, wanted in rules:
@@ -32,6 +32,16 @@ def _widths(c: ModelConfig) -> Iterator[Rule]:
     yield "index_head_dim", index >= rope, index, f"at least qk_rope_head_dim {rope}"
     chosen, experts = c.num_experts_per_tok, c.n_routed_experts
     yield "num_experts_per_tok", chosen <= experts, chosen, f"at most n_routed_experts {experts}"
+
+
+def _rope(c: ModelConfig) -> Iterator[Rule]:
+    fast, slow = c.rope_scaling.beta_fast, c.rope_scaling.beta_slow
+    yield "rope_scaling.beta_slow", slow > 0, slow, "more than 0"
+    yield "rope_scaling.beta_fast", fast > slow, fast, f"more than beta_slow {slow:g}"
+    for name in ("rope_theta", "compress_rope_theta"):
+        yield name, getattr(c, name) > 1, getattr(c, name), "more than 1"
+    window, positions = c.sliding_window, c.max_position_embeddings
+    yield "sliding_window", window <= positions, window, f"at most max_position_embeddings {positions}"
 
 
 def _layers(c: ModelConfig) -> Iterator[Rule]:

@@ -30,5 +30,9 @@ class PromptError(DSV4Error):
     """Messages, tools or a dialect that cannot be rendered as a prompt."""
 
 
+class NumericsError(DSV4Error):
+    """The model's numbers are not finite: damaged weights, or activations that a dtype cannot hold."""
+
+
 class RequestError(DSV4Error):
     """A request that cannot be served: parameters out of range, or more tokens than there is room for."""

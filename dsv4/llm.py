@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -17,6 +18,8 @@ from dsv4.cache.layout import cache_bytes
 from dsv4.cache.store import Store
 from dsv4.chat.dialect import Dialect
 from dsv4.chat.encode import Prompt, encode_messages
+from dsv4.chat.events import Completion
+from dsv4.chat.parse import parse_completion
 from dsv4.chat.tokenizer import Tokenizer
 from dsv4.checkpoint.ledger import Ledger, balance
 from dsv4.checkpoint.load import LoadProgress as LoadProgress
@@ -28,7 +31,7 @@ from dsv4.engine.engine import Engine
 from dsv4.engine.request import Delta, Sampling
 from dsv4.engine.runner import Runner
 from dsv4.engine.speculate import Drafter
-from dsv4.errors import ConfigError
+from dsv4.errors import ConfigError, RequestError
 from dsv4.model.model import Model
 from dsv4.model.mtp import Mtp
 
@@ -48,6 +51,7 @@ class LLM:
     engine: Engine
     resolved: Resolved
     dialect_asked: str | None = None
+    _inbox: dict[int, deque[Delta]] = field(default_factory=dict)
 
     @classmethod
     def load(
@@ -59,14 +63,16 @@ class LLM:
     ) -> LLM:
         """Read the checkpoint in `model` (None: the embedded one).
 
-        `dialect`: as `Dialect.for_model` takes it. Raises a DSV4Error for anything wrong with the files or options.
+        `dialect`: as `Dialect.for_model` takes it. Sets torch's number of threads: one for narrow models, for which
+        more are slower, DSV4_THREADS if set. Raises a DSV4Error for anything wrong with the files or options.
         """
         directory = EMBEDDED if model is None else Path(model)
         config = ModelConfig.load(directory)
-        options = options or EngineOptions()
-        _check(options, config)
+        options = _fitted(options or EngineOptions(), config)
         tokenizer = Tokenizer.load(directory, config.vocab_size)
         _check_words(tokenizer, config)
+        if dialect is not None:
+            Dialect.for_model(directory, dialect)  # a mistake in it should not have to wait for the weights
         checkpoint = Checkpoint.open(directory)
         guesses = _guesses(config, options)
         ledger = balance(config, checkpoint.specs, draft=guesses > 0)
@@ -103,22 +109,49 @@ class LLM:
         path = self.directory / "generation_config.json"
         return _recommended(read_json(path), str(path)) if path.exists() else Sampling()
 
-    def prompt(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Prompt:
-        """Render messages; `options` are those of `chat.encode.encode_messages`."""
-        return encode_messages(messages, self.dialect, **options)
+    def prompt(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        thinking: bool = True,
+        effort: str | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Prompt:
+        """Render OpenAI-style messages in this model's dialect; `chat.encode.encode_messages` has further options."""
+        return encode_messages(messages, self.dialect, thinking=thinking, effort=effort, tools=tools)
 
-    def generate(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[Delta]:
-        """Token by token, the answer to one prompt. Closing the iterator early drops the request."""
-        number = self.engine.add(prompt, sampling)
+    def generate(self, prompt: Prompt | Sequence[int], sampling: Sampling | None = None) -> Iterator[Delta]:
+        """Token by token, the answer to one prompt (None: sampled as the checkpoint recommends).
+
+        Several answers may be read side by side; they share steps. Closing an iterator early drops its request.
+        RequestError for a prompt that cannot be served, at once.
+        """
+        ids = self.tokenizer.encode_prompt(prompt.pieces) if isinstance(prompt, Prompt) else prompt
+        self.engine.check(ids)
+        return self._answer(ids, sampling or self.defaults)
+
+    def _answer(self, ids: Sequence[int], sampling: Sampling) -> Iterator[Delta]:
+        number = self.engine.add(ids, sampling)
+        mine = self._inbox[number] = deque()
         try:
-            while self.engine.busy:
-                for delta in self.engine.step():
-                    if delta.number == number:
-                        yield delta
-                        if delta.finish:
-                            return
+            while True:
+                while not mine:
+                    for delta in self.engine.step():
+                        if delta.number not in self._inbox:
+                            raise RequestError(f"request {delta.number} is stepped by two", do="use generate for all")
+                        self._inbox[delta.number].append(delta)
+                yield mine[0]
+                if mine.popleft().finish:
+                    return
         finally:
             self.engine.cancel(number)
+            del self._inbox[number]
+
+    def ask(self, question: str, sampling: Sampling | None = None, *, thinking: bool = True) -> Completion:
+        """One question, one answer, taken apart into reasoning and content."""
+        prompt = self.prompt([{"role": "user", "content": question}], thinking=thinking)
+        text = "".join(delta.text for delta in self.generate(prompt, sampling))
+        return parse_completion(text, in_reasoning=prompt.in_reasoning, tools=False)
 
 
 def _recommended(given: object, source: str) -> Sampling:
@@ -141,20 +174,23 @@ def _check_words(tokenizer: Tokenizer, config: ModelConfig) -> None:
             raise ConfigError(f"config.json: {name}", got=getattr(config, name), wanted=f"{id}, as tokenizer.json says")
 
 
-def _check(options: EngineOptions, config: ModelConfig) -> None:
-    """Check the options against the model and the machine."""
+def _fitted(options: EngineOptions, config: ModelConfig) -> EngineOptions:
+    """The options, checked against model and machine; a context that nobody asked for is cut to the model's."""
     limit = config.max_position_embeddings
+    if options.max_context == EngineOptions().max_context:
+        options = replace(options, max_context=min(options.max_context, limit))
     if options.max_context > limit:
-        raise ConfigError("max_context", got=options.max_context, wanted=f"at most the model's {limit}")
+        raise ConfigError("max_context (--max-context)", got=options.max_context, wanted=f"at most the model's {limit}")
+    if options.draft_tokens and config.draft != "mtp":
+        got = f"{options.draft_tokens} for a draft of kind {config.draft or 'none'}"
+        raise ConfigError("draft_tokens (--draft)", got=got, wanted="0: only the one-layer draft is driven so far")
+    if options.device.partition(":")[0] not in ("cpu", "cuda"):
+        raise ConfigError("device", got=repr(options.device), wanted="cpu or cuda")
     try:
         torch.empty(0, device=options.device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            "device",
-            got=repr(options.device),
-            wanted="cpu, or a device that torch can use here",
-            do=str(error).splitlines()[0],
-        ) from None
+        raise ConfigError("device", got=repr(options.device), do=str(error).splitlines()[0]) from None
+    return options
 
 
 def _check_memory(ledger: Ledger, config: ModelConfig, options: EngineOptions) -> None:
@@ -174,7 +210,7 @@ def _check_memory(ledger: Ledger, config: ModelConfig, options: EngineOptions) -
 
 
 def _guesses(config: ModelConfig, options: EngineOptions) -> int:
-    """Tokens to guess each step. Only the one-layer draft is driven so far; a DSpark draft stays on disk."""
+    """Tokens to guess each step."""
     if config.draft != "mtp":
         return 0
     return min(_GUESSES, options.draft_slack) if options.draft_tokens is None else options.draft_tokens
@@ -182,4 +218,4 @@ def _guesses(config: ModelConfig, options: EngineOptions) -> int:
 
 def _threads(config: ModelConfig) -> int:
     asked = settings.load().threads
-    return asked or (1 if config.hidden_size <= _ONE_THREAD_WIDTH else os.cpu_count() or 1)
+    return asked or (1 if config.hidden_size <= _ONE_THREAD_WIDTH else torch.get_num_threads())

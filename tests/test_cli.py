@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -113,7 +115,8 @@ def test_errors_are_one_line_with_an_exit_code(arguments: tuple[str, ...], code:
     assert words in run.err
     assert "Traceback" not in run.err
     if code == 1:
-        assert run.err.splitlines()[-1].startswith("dsv4: ")
+        assert run.err.startswith("dsv4: ")
+        assert run.err.count("\n") == 1
         assert run.out == ""
 
 
@@ -160,3 +163,22 @@ def test_a_recommendation_that_is_null_is_none(tmp_path: Path, pico_dir: Path, d
     shutil.copytree(pico_dir, model)
     (model / "generation_config.json").write_text('{"temperature": null, "top_k": null}')
     assert dsv4("generate", str(model), "-p", FRANCE, "--max-tokens", "2", "--quiet").code == 0
+
+
+def test_without_a_verb_there_is_help(dsv4: Call) -> None:
+    assert "generate" in dsv4().out
+
+
+def test_a_usage_error_and_the_version_do_not_wait_for_torch() -> None:
+    code = "import sys, dsv4.cli.main; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_weights_are_not_deleted_for_a_write_that_cannot_fit(tmp_path: Path, dsv4: Call) -> None:
+    out = tmp_path / "X"
+    assert dsv4("synth", "--out", str(out)).code == 0
+    before = sorted(path.name for path in out.iterdir())
+    run = dsv4("synth", "--config", "pro", "--out", str(out), "--overwrite")
+    assert run.code == 1
+    assert "free space" in run.err
+    assert sorted(path.name for path in out.iterdir()) == before

@@ -30,7 +30,7 @@ def numbers(name: str, count: int) -> Tensor:
 
 def mixer(fn: Tensor, base: Tensor, scale: Tensor, site: str, device: str = "cpu") -> Mixer:
     stored = {"fn": fn, "base": base, "scale": scale}
-    return Scope({f"hc_{site}_{name}": value.to(device) for name, value in stored.items()}).mixer(site)
+    return Scope({f"hc_{site}_{name}": value.to(device) for name, value in stored.items()}).mixer(site, 4)
 
 
 def known(device: str) -> tuple[Tensor, Mixer]:

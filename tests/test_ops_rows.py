@@ -40,7 +40,7 @@ def mixer(device: str, site: str, rows: int) -> Any:
         "base": normal("base", rows),
         "scale": torch.ones(1 if rows == 4 else 3),
     }
-    return scope(device, **{f"hc_{site}_{name}": value for name, value in given.items()}).mixer(site)
+    return scope(device, **{f"hc_{site}_{name}": value for name, value in given.items()}).mixer(site, 4)
 
 
 def compressor(device: str) -> Any:

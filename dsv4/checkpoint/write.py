@@ -90,28 +90,34 @@ def _prepare(target: Path, total: int, overwrite: bool) -> None:
         target.mkdir(parents=True, exist_ok=True)
         old = [*target.glob("*.safetensors"), *target.glob(INDEX_NAME)]
         if old and not overwrite:
-            raise CheckpointError(f"{target} already holds weights", got=old[0].name, do="name another directory")
+            do = "name another directory, or say --overwrite"
+            raise CheckpointError(f"{target} already holds weights", got=old[0].name, do=do)
+        free = shutil.disk_usage(target).free + sum(path.stat().st_size for path in old)
+        if free < total:
+            raise CheckpointError(f"{target}: free space", got=f"{free} bytes", wanted=f"{total}")
         for path in old:
             path.unlink()
-        free = shutil.disk_usage(target).free
     except OSError as error:
         raise CheckpointError(f"{target} cannot be written", got=error.strerror) from None
-    if free < total:
-        raise CheckpointError(f"{target}: free space", got=f"{free} bytes", wanted=f"{total}")
 
 
 def _write_shard(path: Path, shard: list[Param], produce: Callable[[str], Weight]) -> None:
     specs = [spec for param in shard for spec in param.stored()]
     header, places = _layout(specs)
     partial = path.with_suffix(".partial")  # no reader takes a shard whose writer died
-    with partial.open("wb") as file:
-        file.write(header)
-        for param in shard:
-            for spec, tensor in zip(param.stored(), _tensors(produce(param.name)), strict=True):
-                assert (TORCH_DTYPES[spec.dtype], spec.shape) == (tensor.dtype, tuple(tensor.shape)), spec.name
-                file.seek(places[spec.name])
-                file.write(_bytes(tensor))
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            file.write(header)
+            for param in shard:
+                for spec, tensor in zip(param.stored(), _tensors(produce(param.name)), strict=True):
+                    assert (TORCH_DTYPES[spec.dtype], spec.shape) == (tensor.dtype, tuple(tensor.shape)), spec.name
+                    file.seek(places[spec.name])
+                    file.write(_bytes(tensor))
+        partial.replace(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written", got=error.strerror) from None
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _layout(specs: list[TensorSpec]) -> tuple[bytes, dict[str, int]]:

@@ -54,6 +54,8 @@ class Answer:
         if self.sampling.trace:
             self._write(self.events)
         print(flush=True)
+        if self.aside:
+            self.err.print()
         self.err.print(self._summary(), style="dim", markup=False, soft_wrap=True)
 
     def _parse(self, delta: Delta) -> list[Event]:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import gc
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from dsv4.cli.progress import byte_bar
 from dsv4.config import EngineOptions
 from dsv4.engine.request import Sampling
-
-if TYPE_CHECKING:
-    from dsv4.llm import LLM
 
 Numerics = Literal["official", "float"]
 Dtype = Literal["bfloat16", "float32"]
@@ -36,7 +34,7 @@ def generate(
     top_p: Annotated[float | None, typer.Option(help="choose among the head of this mass; 1: all")] = None,
     min_p: Annotated[float | None, typer.Option(help="least probability, as a share of the largest")] = None,
     seed: Annotated[int, typer.Option(help="the same seed gives the same answer")] = 0,
-    stop: Annotated[list[str] | None, typer.Option(help="end the answer before this text (may be given again)")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="end before this text, in reasoning too; repeatable")] = None,
     trace: Annotated[int, typer.Option(help="show the distribution behind the first N steps (20 without N)")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print nothing but the answer")] = False,
@@ -50,22 +48,20 @@ def generate(
     max_context: Annotated[int, typer.Option(help="positions per sequence")] = 4096,
 ) -> None:
     """Answer one prompt. Sampling defaults to what the checkpoint recommends."""
-    from dsv4.cli.answer import Answer  # torch takes seconds to import: not before the usage has been checked
-
     options = EngineOptions(numerics=numerics, dtype=dtype, device=device, max_context=max_context, draft_tokens=draft)
+    asked: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    asked |= {"seed": seed, "max_tokens": max_tokens, "stop": tuple(stop or ()), "trace": trace}
+    Sampling(**asked)  # a mistake in it should not have to wait for the weights
+    from dsv4.cli.answer import Answer  # nor should one in the usage wait for torch
+    from dsv4.llm import LLM
+
     err = Console(stderr=True, highlight=False, quiet=quiet and not trace)
-    llm = _load(model, options, dialect, err)
-    usual = llm.defaults
-    sampling = Sampling(
-        temperature=usual.temperature if temperature is None else temperature,
-        top_k=usual.top_k if top_k is None else top_k,
-        top_p=usual.top_p if top_p is None else top_p,
-        min_p=usual.min_p if min_p is None else min_p,
-        seed=seed,
-        max_tokens=max_tokens,
-        stop=tuple(stop or ()),
-        trace=trace,
-    )
+    with byte_bar(err, "loading") as show:
+        llm = LLM.load(model, options, dialect, show)
+    gc.collect()
+    gc.freeze()  # what is loaded stays until the end: the collector need not look through it again and again
+    sampling = replace(llm.defaults, **asked)
     text = sys.stdin.read() if prompt == "-" else prompt
     if raw:
         ids, in_reasoning = llm.tokenizer.encode_raw(text), None
@@ -73,22 +69,7 @@ def generate(
         turns = [{"role": "system", "content": system}, {"role": "user", "content": text}]
         rendered = llm.prompt(turns, thinking=think, effort=effort)
         ids, in_reasoning = llm.tokenizer.encode_prompt(rendered.pieces), rendered.in_reasoning
+    llm.engine.check(ids)
     if not as_json:
         err.print("\n".join(llm.resolved.lines()), style="dim", markup=False, soft_wrap=True)
     Answer(llm, ids, in_reasoning, sampling, err, as_json).run()
-
-
-def _load(model: Path | None, options: EngineOptions, dialect: str | None, err: Console) -> LLM:
-    from dsv4.llm import LLM, LoadProgress
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=err, transient=True) as bar:
-        task = bar.add_task("loading", total=None)
-
-        def show(step: LoadProgress) -> None:
-            bar.update(task, description=step.what, completed=step.done, total=step.total)
-
-        llm = LLM.load(model, options, dialect, show)
-    gc.collect()
-    gc.freeze()  # what is loaded stays until the end: the collector need not look through it again and again
-    return llm

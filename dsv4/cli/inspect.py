@@ -6,18 +6,17 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from dsv4.checkpoint.ledger import balance
-from dsv4.checkpoint.names import census, inventory, parameters
-from dsv4.checkpoint.reader import Checkpoint
-from dsv4.checkpoint.specs import StoredFormats, TensorSpec
 from dsv4.config import ModelConfig
 from dsv4.config_named import NAMED
+
+if TYPE_CHECKING:
+    from dsv4.checkpoint.specs import StoredFormats, TensorSpec
 
 
 def inspect(
@@ -34,6 +33,12 @@ def inspect(
 
 def describe(target: str) -> dict[str, Any]:
     """What `inspect` prints. A directory is held against its config.json, as loading does; a name needs no files."""
+    # The checkpoint room takes seconds to import: not before the usage has been checked.
+    from dsv4.checkpoint.ledger import balance
+    from dsv4.checkpoint.names import inventory
+    from dsv4.checkpoint.reader import Checkpoint
+    from dsv4.checkpoint.specs import StoredFormats
+
     if target in NAMED:
         config = ModelConfig.named(target)
         source = f"{target} (expected tensors, no weights read)"
@@ -66,6 +71,8 @@ def _describe(
 
 def _count(config: ModelConfig, formats: StoredFormats, specs: Mapping[str, TensorSpec]) -> dict[str, Any]:
     """Tensors, bytes, dtypes and parameters (expert ids are no parameters) of the main model, the draft and both."""
+    from dsv4.checkpoint.names import census, parameters
+
     size = Counter[str]()
     for param in parameters(config, formats):
         size[_part(param.name)] += 0 if param.dtype == "I64" else param.size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from itertools import zip_longest
 
 import typer
 
@@ -37,20 +38,20 @@ def main(arguments: list[str] | None = None) -> None:
     given = _with_trace_number(sys.argv[1:] if arguments is None else arguments)
     try:
         app(given)
-    except DSV4Error as error:
-        print(f"dsv4: {error}", file=sys.stderr)
-        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except (DSV4Error, OSError) as error:
+        print(f"dsv4: {error}", file=sys.stderr)
+        sys.exit(1)
 
 
 def _with_trace_number(arguments: list[str]) -> list[str]:
     """`--trace` takes a number or none, which the option parser cannot express."""
-    out = []
-    for this, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    out: list[str] = []
+    for this, following in zip_longest(arguments, arguments[1:], fillvalue=""):
         out += [this, TRACED_STEPS] if this == "--trace" and not following.isdecimal() else [this]
     return out
 

@@ -9,11 +9,8 @@ from typing import Annotated, Final
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from dsv4.checkpoint import synth as writer
-from dsv4.checkpoint.load import LoadProgress
-from dsv4.checkpoint.write import SHARD_BYTES
+from dsv4.cli.progress import byte_bar
 from dsv4.config import ModelConfig
 from dsv4.config_named import NAMED
 
@@ -24,27 +21,17 @@ def synth(
     out: Annotated[Path, typer.Option("--out", help="directory to write")],
     config: Annotated[str, typer.Option("--config", help=_CONFIG_HELP)] = "tiny-pro",
     seed: Annotated[int, typer.Option("--seed", help="the same seed writes the same tensors")] = 0,
-    shard_bytes: Annotated[int, typer.Option("--shard-bytes", min=1, help="largest file")] = SHARD_BYTES,
+    shard_bytes: Annotated[int, typer.Option("--shard-bytes", min=1, help="largest file")] = 4 << 30,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace weights that are there")] = False,
 ) -> None:
     """Write random weights of a configuration, with the embedded tokenizer where its vocabulary fits."""
     model = ModelConfig.named(config) if config in NAMED else ModelConfig.load(config)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("writing", total=None)
+    # The checkpoint room takes seconds to import: not before the usage has been checked.
+    from dsv4.checkpoint import synth as writer
 
-        def show(step: LoadProgress) -> None:
-            bar.update(task, description=step.what, completed=step.done, total=step.total)
-
-        writer.synth(
-            model,
-            out,
-            seed,
-            text_from=_text_for(model),
-            max_shard_bytes=shard_bytes,
-            overwrite=overwrite,
-            progress=show,
-        )
+    text = _text_for(model)
+    with byte_bar(Console(stderr=True), "writing") as show:
+        writer.synth(model, out, seed, text_from=text, max_shard_bytes=shard_bytes, overwrite=overwrite, progress=show)
     Console(highlight=False).print(f"wrote {out}: {config}, seed {seed}", markup=False, soft_wrap=True)
 
 

@@ -13,7 +13,7 @@ from dsv4.engine.runner import Runner
 from dsv4.engine.scheduler import Scheduler, Work
 from dsv4.engine.speculate import Confirmed, Drafter
 from dsv4.engine.stop import StopText, finish_reason
-from dsv4.errors import RequestError
+from dsv4.errors import NumericsError, RequestError
 
 
 class Engine:
@@ -39,11 +39,13 @@ class Engine:
         """Whether any request is unfinished."""
         return bool(self._requests)
 
-    def add(self, prompt: Sequence[int], sampling: Sampling) -> int:
-        """Queue a prompt; returns the request's number. RequestError if it is empty or leaves no room for a token."""
+    def check(self, prompt: Sequence[int]) -> None:
+        """RequestError if a prompt is empty, leaves no room for a token, or holds what is no token id."""
         capacity = self._runner.store.capacity
         if not prompt:
             raise RequestError("the prompt is empty", wanted="at least one token")
+        if not all(isinstance(token, int) for token in prompt):
+            raise RequestError("the prompt is no list of token ids", got=repr(prompt)[:60])
         if len(prompt) >= capacity:
             raise RequestError(
                 "the prompt leaves no room for an answer",
@@ -58,7 +60,11 @@ class Engine:
                 got=f"{min(prompt)} to {max(prompt)}",
                 wanted=f"0 to {vocabulary - 1}",
             )
-        limit = min(len(prompt) + sampling.max_tokens, capacity)
+
+    def add(self, prompt: Sequence[int], sampling: Sampling) -> int:
+        """Queue a prompt that `check` accepts; returns the request's number."""
+        self.check(prompt)
+        limit = min(len(prompt) + sampling.max_tokens, self._runner.store.capacity)
         request = Request(self._count, tuple(prompt), sampling, limit, self._text(), StopText(sampling.stop))
         self._count += 1
         self._requests[request.number] = request
@@ -98,18 +104,21 @@ class Engine:
         request.done, request.draft = item.end, ()
         for guess, row in zip((*item.draft, None), logits, strict=False):
             deltas.append(self._emit(request, row))
+            self.confirmed += deltas[-1].token == guess
             if request.finish or deltas[-1].token != guess:
                 break
             request.done += 1
         if item.draft and request.finish is None:
             self._runner.store.rewind(request.slot, request.done)
         self.drafted += len(item.draft)
-        self.confirmed += request.done - item.end
         return deltas
 
     def _emit(self, request: Request, logits: Tensor) -> Delta:
         if not bool(torch.isfinite(logits).all()):
-            raise FloatingPointError(f"the model's logits at position {request.length} are not finite")
+            raise NumericsError(
+                f"the model's logits at position {request.length} are not finite",
+                do="the weights are damaged, or overflow this dtype: check the files, try float32",
+            )
         asked = request.sampling
         token = choose(logits, asked, request.length)
         shown = trace(logits, token) if len(request.output) < asked.trace else None

@@ -9,14 +9,8 @@ from typing import Protocol
 from dsv4.engine.stop import StopText
 from dsv4.errors import RequestError
 
-_RANGES: Mapping[str, tuple[float, float]] = {
-    "temperature": (0, 100),
-    "top_k": (0, 1 << 31),
-    "top_p": (0, 1),
-    "min_p": (0, 1),
-    "max_tokens": (1, 1 << 31),
-    "trace": (0, 1 << 31),
-}
+_RANGES: Mapping[str, tuple[float, float]] = {"temperature": (0, 100), "top_p": (0, 1), "min_p": (0, 1)}
+_COUNTS: Mapping[str, tuple[int, int]] = {"top_k": (0, 1 << 31), "max_tokens": (1, 1 << 31), "trace": (0, 1 << 31)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +30,14 @@ class Sampling:
     trace: int = 0  # first steps whose distribution is reported
 
     def __post_init__(self) -> None:
-        for name, (low, high) in _RANGES.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise RequestError(name, got=value, wanted=f"{low:g} to {high:g}")
-        if not all(self.stop):
-            raise RequestError("stop", got="an empty string", wanted="strings of at least one character")
+        for kind, ranges in ((int | float, _RANGES), (int, _COUNTS)):
+            for name, (low, high) in ranges.items():
+                value = getattr(self, name)
+                if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
+                    wanted = f"a {'whole ' if kind is int else ''}number from {low} to {high}"
+                    raise RequestError(name, got=repr(value), wanted=wanted)
+        if not isinstance(self.stop, tuple) or not all(isinstance(text, str) and text for text in self.stop):
+            raise RequestError("stop", got=repr(self.stop), wanted="a tuple of strings of at least one character")
 
 
 class TextStream(Protocol):
@@ -105,7 +101,7 @@ class Delta:
     """What one step gave one request. `text` lags behind `token` while a character or a stop string may be unfinished.
 
     finish: None while it runs; "stop" (end of sentence), "role_token" (a token that must not appear inside a turn),
-    "stop_string", "length" (max_tokens), "context" (no room left), "cancelled".
+    "stop_string", "length" (max_tokens), "context" (no room left).
     """
 
     number: int

@@ -11,7 +11,7 @@ from dsv4.model.batch import Batch
 from dsv4.model.layers import Norm, Scope
 from dsv4.model.places import Places
 from dsv4.ops.attention import sparse_attention
-from dsv4.ops.compress import Compressor, compressor_terms, finish_entry, pool
+from dsv4.ops.compress import OVERLAPPED, Compressor, compressor_terms, finish_entry, pool
 from dsv4.ops.index import head_weights, index_scores, select_rows
 from dsv4.ops.linear import dense, grouped_linear, linear, project, quantize_input
 from dsv4.ops.norm import unit_rms
@@ -70,7 +70,7 @@ class Attention:
         self.q_norm, self.kv_norm = Norm(scope, "q_norm", config), Norm(scope, "kv_norm", config)
         self.sink = scope.wide("attn_sink")
         self.compressor = _compressor(scope.sub("compressor")) if ratio else None
-        self.indexer = Indexer(scope.sub("indexer"), config, simulate) if ratio == 4 else None
+        self.indexer = Indexer(scope.sub("indexer"), config, simulate) if ratio == OVERLAPPED else None
 
     def __call__(self, x: Tensor, batch: Batch, store: LayerStore) -> Tensor:
         """x: [T, d], normalised; writes this step into `store`, returns [T, d]."""

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from dsv4.cache.layout import LayerLayout
-from dsv4.ops.attention import BLOCK, window_positions
+from dsv4.ops.attention import window_positions
 from dsv4.ops.compress import block_tokens
+from dsv4.ops.index import KEY_BLOCK
 from dsv4.ops.rope import Rotation
 
 
@@ -75,7 +76,7 @@ class Places:
     @cached_property
     def keys(self) -> Tensor:
         """Rows of `keys` to score, [T, n], n a multiple of 64; those past a token's visible ones are not looked at."""
-        width = -(-(self.longest // self.layout.ratio) // BLOCK) * BLOCK
+        width = -(-(self.longest // self.layout.ratio) // KEY_BLOCK) * KEY_BLOCK
         numbers = torch.arange(width, device=self.slots.device)
         return self.layout.key_rows(self.slots.unsqueeze(1), numbers.clamp(max=self.layout.entries - 1))
 

@@ -41,7 +41,7 @@ def dense(weight: Tensor | QTensor) -> Tensor:
 def quantize_input(x: Tensor, weight: Tensor | QTensor, simulate: bool) -> Tensor:
     """What the product with `weight` reads of `x`: rounded to FP8 per 128 if the weight is quantised and `simulate`.
 
-    x: [T, K]; returns the same shape and dtype (section 6.1 of the reference kernel's `act_quant`). One call serves
+    x: [T, K]; returns the same shape and dtype (the reference kernel's `act_quant`). One call serves
     all matrices that share an input.
     """
     return fp8_simulate(x, ACTIVATION_BLOCK) if simulate and isinstance(weight, QTensor) else x

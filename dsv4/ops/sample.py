@@ -13,7 +13,7 @@ def probabilities(logits: Tensor, temperature: float, top_k: int, top_p: float, 
     what the one before left: temperature; the top_k largest (0: all); those of at least min_p times the largest; the
     shortest head whose mass reaches top_p. The most probable token always stays.
     """
-    logits = logits.double() / temperature
+    logits = (logits.double() - logits.max()) / temperature  # the largest is 0: no temperature overflows it
     order = torch.sort(logits, descending=True, stable=True)
     probs, ids = torch.softmax(order.values, 0), order.indices
     keep = probs >= min_p * probs[0]
