@@ -162,6 +162,15 @@ class ModelConfig:
         return cls.from_dict(NAMED[name], source=name)
 
     @classmethod
+    def find(cls, target: str) -> ModelConfig:
+        """A named configuration, or the one in a directory. ConfigError lists the names where it is neither."""
+        if target in NAMED:
+            return cls.named(target)
+        if not Path(target).is_dir():
+            raise ConfigError(f"{shown(target)} is no directory", wanted="a checkpoint, or " + ", ".join(NAMED))
+        return cls.load(target)
+
+    @classmethod
     def from_dict(cls, given: Mapping[str, Any], source: str = "config") -> ModelConfig:
         """Checks every key. ConfigError names the first that is missing, out of range or contradicted."""
         if not isinstance(given, Mapping):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import dsv4
 from dsv4.chat.control import ASSISTANT, BOS, DSML, END_THINK, EOS, REMINDER, THINK, USER, Control
 from dsv4.chat.dialect import Dialect
-from dsv4.chat.encode import Prompt, encode_messages, encode_prompt_text
+from dsv4.chat.encode import Prompt, encode_messages
 from dsv4.chat.parse import parse_completion
 from dsv4.chat.tokenizer import Tokenizer
 from dsv4.errors import PromptError
@@ -108,7 +108,6 @@ def test_where_the_model_goes_on_is_told() -> None:
     assert encode_messages([user()], PREVIEW).in_reasoning
     assert not encode_messages([user()], PREVIEW, thinking=False).in_reasoning
     assert not encode_messages([user(), assistant()], PREVIEW, continue_final=True).in_reasoning
-    assert encode_prompt_text("Q", PREVIEW, system="S") == encode_messages([system(), user()], PREVIEW)
 
 
 def test_tools_stand_after_the_system_text_and_keep_reasoning() -> None:
@@ -191,7 +190,9 @@ def test_official_ids_of_short_prompts() -> None:
     tokenizer = Tokenizer.load(official_vocabulary(), 129280)
 
     def ids(text: str, thinking: bool) -> list[int]:
-        return tokenizer.encode_prompt(encode_prompt_text(text, PREVIEW, thinking=thinking).pieces)
+        return tokenizer.encode_prompt(
+            encode_messages([{"role": "user", "content": text}], PREVIEW, thinking=thinking).pieces
+        )
 
     assert ids("Hello", False) == [0, 128803, 19923, 128804, 128822]
     assert ids("Hello", True) == [0, 128803, 19923, 128804, 128821]
@@ -221,8 +222,9 @@ def tokenizer() -> Tokenizer:
 
 def test_the_embedded_model_gets_the_prompt_it_was_taught() -> None:
     dialect = Dialect.for_model(Path(dsv4.__file__).parent / "assets" / "pico")
-    assert encode_prompt_text("Q", dialect).text == text_of("B U Q A T")
-    assert encode_prompt_text("Q", dialect, thinking=False).text == text_of("B U Q A /T")
+    question = [{"role": "user", "content": "Q"}]
+    assert encode_messages(question, dialect).text == text_of("B U Q A T")
+    assert encode_messages(question, dialect, thinking=False).text == text_of("B U Q A /T")
     prompt = encode_messages([user()], dialect, tools=[{"type": "function", "function": {"name": "f"}}])
     assert plain_text(prompt).startswith('\n\n## Tools\n\n{"name": "f"}\n\n')
     example = prompt.text[prompt.text.index("\n\n<") : prompt.text.index(USER)]

@@ -44,7 +44,7 @@ FILES: dict[str, set[str]] = {
     "cache.pages": set(),
 }
 
-ENGINE_NEEDS = {"torch", "numpy", "tokenizers", "safetensors", "typer", "rich"}
+ENGINE_NEEDS = {"torch", "numpy", "tokenizers", "typer", "rich"}
 TENSORS = {"torch", "numpy", "safetensors"}  # safetensors' readers bring one of the other two
 STDLIB_ONLY = ("errors", "settings", "cache.pages")
 TENSOR_FREE = ("", "config", "chat", "engine.scheduler", "engine.request", "engine.stop", *STDLIB_ONLY)

@@ -139,8 +139,6 @@ def _places(name: str) -> Iterator[bool]:
 
 def document(name: str) -> str:
     path = ROOT / name
-    if not path.exists():
-        pytest.skip(f"{name} is not written yet")
     return path.read_text(encoding="utf-8")
 
 
@@ -215,8 +213,6 @@ def test_the_declared_dependencies_are_those_the_doors_allow() -> None:
 
 
 def test_the_wheel_holds_the_whole_package_and_nothing_else(tmp_path: Path) -> None:
-    if not (ROOT / PROJECT["readme"]).exists():
-        pytest.skip("README.md is not written yet")
     pytest.importorskip("flit_core")
     build = f"from flit_core.buildapi import build_wheel; print(build_wheel({str(tmp_path)!r}))"
     done = subprocess.run([sys.executable, "-c", build], cwd=ROOT, capture_output=True, text=True, check=True)

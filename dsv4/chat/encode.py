@@ -90,14 +90,6 @@ def encode_messages(
     return Prompt(pieces, pieces[-1] == Control(THINK))
 
 
-def encode_prompt_text(
-    text: str, dialect: Dialect, *, thinking: bool = True, effort: str | None = None, system: str = ""
-) -> Prompt:
-    """One question as a prompt: what `dsv4 generate -p` sends."""
-    messages = [{"role": "system", "content": system}, {"role": "user", "content": text}]
-    return encode_messages(messages, dialect, thinking=thinking, effort=effort)
-
-
 @dataclass(frozen=True)
 class _Mode:
     dialect: Dialect

@@ -39,11 +39,10 @@ def describe(target: str) -> dict[str, Any]:
     from dsv4.checkpoint.reader import Checkpoint
     from dsv4.checkpoint.specs import StoredFormats
 
+    config = ModelConfig.find(target)
     if target in NAMED:
-        config = ModelConfig.named(target)
         source = f"{target} (expected tensors, no weights read)"
         return _describe(source, config, StoredFormats.of(config), inventory(config), {})
-    config = ModelConfig.load(target)
     checkpoint = Checkpoint.open(target)
     ledger = balance(config, checkpoint.specs)
     source = f"{Path(target)} (files: {len(checkpoint.shards)}; every expected tensor is there)"

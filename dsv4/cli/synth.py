@@ -25,7 +25,7 @@ def synth(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace weights that are there")] = False,
 ) -> None:
     """Write random weights of a configuration, with the embedded tokenizer where its vocabulary fits."""
-    model = ModelConfig.named(config) if config in NAMED else ModelConfig.load(config)
+    model = ModelConfig.find(config)
     # The checkpoint room takes seconds to import: not before the usage has been checked.
     from dsv4.checkpoint import synth as writer
 
