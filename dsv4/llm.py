@@ -23,7 +23,7 @@ from dsv4.chat.parse import parse_completion
 from dsv4.chat.tokenizer import Tokenizer
 from dsv4.checkpoint.ledger import Ledger, balance
 from dsv4.checkpoint.load import LoadProgress as LoadProgress
-from dsv4.checkpoint.load import Progress, load_ledger
+from dsv4.checkpoint.load import Progress, Weight, load_ledger
 from dsv4.checkpoint.reader import Checkpoint
 from dsv4.config import EngineOptions, ModelConfig, Resolved, read_json
 from dsv4.config_fields import shown
@@ -79,24 +79,9 @@ class LLM:
         _check_memory(ledger, config, options)
         torch.set_num_threads(_threads(config))
         weights = load_ledger(checkpoint, ledger, config, options.device, progress)
-        runner = Runner(Model(config, weights, options), Store(config, options))
-        drafter = None
-        if guesses:
-            drafter = Drafter(Mtp(config, weights, options, runner.model), runner.store.layers[-1], guesses)
-        words = (tokenizer.eos_id, tokenizer.role_ids, tokenizer.stream)
-        engine = Engine(runner, options.prefill_chunk, *words, drafter)
-        linear, experts = (
-            f.name if f else ledger.formats.plain for f in (ledger.formats.linear, ledger.formats.experts)
-        )
-        facts = (
-            ("model", str(directory)),
-            ("weights", f"linears {linear}, experts {experts}, {ledger.nbytes / 1e6:,.1f} MB"),
-            ("cache", f"{cache_bytes(config, options) / 1e6:,.1f} MB"),
-            ("draft", f"{config.draft}, {guesses} tokens a step" if guesses else "not used"),
-            ("threads", str(torch.get_num_threads())),
-            *((("unknown", ", ".join(config.unknown)),) if config.unknown else ()),
-        )
-        return cls(directory, config, tokenizer, engine, Resolved(config, options, facts), dialect)
+        engine = _engine(config, weights, options, tokenizer, guesses)
+        resolved = Resolved(config, options, _facts(directory, config, options, ledger, guesses))
+        return cls(directory, config, tokenizer, engine, resolved, dialect)
 
     @cached_property
     def dialect(self) -> Dialect:
@@ -154,17 +139,43 @@ class LLM:
         return parse_completion(text, in_reasoning=prompt.in_reasoning, tools=False)
 
 
+def _engine(
+    config: ModelConfig, weights: Mapping[str, Weight], options: EngineOptions, tokenizer: Tokenizer, guesses: int
+) -> Engine:
+    runner = Runner(Model(config, weights, options), Store(config, options))
+    drafter = None
+    if guesses:
+        drafter = Drafter(Mtp(config, weights, options, runner.model), runner.store.layers[-1], guesses)
+    words = (tokenizer.eos_id, tokenizer.role_ids, tokenizer.stream)
+    return Engine(runner, options.prefill_chunk, *words, drafter)
+
+
+def _facts(
+    directory: Path, config: ModelConfig, options: EngineOptions, ledger: Ledger, guesses: int
+) -> tuple[tuple[str, str], ...]:
+    """What `Resolved` prints beside configuration and options."""
+    formats = ledger.formats
+    linear, experts = (f.name if f else formats.plain for f in (formats.linear, formats.experts))
+    facts = (
+        ("model", str(directory)),
+        ("weights", f"linears {linear}, experts {experts}, {ledger.nbytes / 1e6:,.1f} MB"),
+        ("cache", f"{cache_bytes(config, options) / 1e6:,.1f} MB"),
+        ("draft", f"{config.draft}, {guesses} tokens a step" if guesses else "not used"),
+        ("threads", str(torch.get_num_threads())),
+    )
+    return (*facts, ("unknown", ", ".join(config.unknown))) if config.unknown else facts
+
+
 def _recommended(given: object, source: str) -> Sampling:
     if not isinstance(given, Mapping):
         raise ConfigError(source, got=shown(given), wanted="a JSON object")
     if given.get("do_sample") is False:
         return Sampling(temperature=0)
-    kinds: dict[str, tuple[type, ...]] = {"temperature": (int, float), "top_k": (int,), "top_p": (int, float)}
-    known = {name: given[name] for name in kinds if given.get(name) is not None}
-    for name, value in known.items():
-        if isinstance(value, bool) or not isinstance(value, kinds[name]):
-            raise ConfigError(f"{source}: {name}", got=shown(value), wanted="a number")
-    return Sampling(**known)
+    names = ("temperature", "top_k", "top_p", "min_p")
+    try:
+        return Sampling(**{name: given[name] for name in names if given.get(name) is not None})
+    except RequestError as error:
+        raise ConfigError(f"{source}: {error.what}", got=error.got, wanted=error.wanted) from None
 
 
 def _check_words(tokenizer: Tokenizer, config: ModelConfig) -> None:
