@@ -154,8 +154,7 @@ def _facts(
     directory: Path, config: ModelConfig, options: EngineOptions, ledger: Ledger, guesses: int
 ) -> tuple[tuple[str, str], ...]:
     """What `Resolved` prints beside configuration and options."""
-    formats = ledger.formats
-    linear, experts = (f.name if f else formats.plain for f in (formats.linear, formats.experts))
+    linear, experts = ledger.formats.names()
     facts = (
         ("model", str(directory)),
         ("weights", f"linears {linear}, experts {experts}, {ledger.nbytes / 1e6:,.1f} MB"),

@@ -79,6 +79,11 @@ class StoredFormats:
         linear = FP8_BLOCK if config.quantization.scale_fmt == "ue8m0" else FP8_BLOCK_F32
         return cls("BF16", linear, linear if config.expert_dtype == "fp8" else MXFP4, config.quantization.nvfp4)
 
+    def names(self) -> tuple[str, str]:
+        """What linears and experts are stored as, for people."""
+        linear, experts = (stored.name if stored else self.plain for stored in (self.linear, self.experts))
+        return linear, experts
+
     def of_bank(self, bank: str) -> Format | None:
         """The format of one expert bank, such as "mtp.0.ffn.experts"."""
         return NVFP4 if bank in self.nvfp4 else self.experts

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from dsv4.chat.events import Completion, ContentDelta, Event, ParseProblem, RawDelta, collect
 from dsv4.chat.parse import StreamParser
-from dsv4.engine.request import Delta, Sampling
+from dsv4.engine.request import Delta
 from dsv4.llm import LLM
 
 REASONS = {
@@ -26,22 +26,22 @@ REASONS = {
 
 
 class Answer:
-    """One run. `in_reasoning` None: raw text, shown as it is."""
+    """One run, over a prompt of so many tokens. `in_reasoning` None: raw text, shown as it is."""
 
     def __init__(
-        self, llm: LLM, prompt: list[int], in_reasoning: bool | None, sampling: Sampling, err: Console, as_json: bool
+        self, llm: LLM, prompt: int, in_reasoning: bool | None, traced: bool, err: Console, as_json: bool
     ) -> None:
-        self.llm, self.prompt, self.sampling, self.err, self.as_json = llm, prompt, sampling, err, as_json
+        self.llm, self.prompt, self.traced, self.err, self.as_json = llm, prompt, traced, err, as_json
         self.parser = None if in_reasoning is None else StreamParser(in_reasoning=in_reasoning, tools=False)
         self.deltas: list[Delta] = []
         self.events: list[Event] = []
         self.started = self.first = self.ended = 0.0
         self.aside = False  # the last thing shown was no answer: the next one begins on a new line
 
-    def run(self) -> None:
-        """Generate, show, and report."""
+    def run(self, deltas: Iterable[Delta]) -> None:
+        """Show the deltas as they are made, and report."""
         self.started = time.perf_counter()
-        for delta in self.llm.generate(self.prompt, self.sampling):
+        for delta in deltas:
             self.first = self.first or time.perf_counter()
             self.deltas.append(delta)
             self._show(self._parse(delta))
@@ -51,7 +51,7 @@ class Answer:
         if self.as_json:
             print(json.dumps(self._report(), ensure_ascii=False))
             return
-        if self.sampling.trace:
+        if self.traced:
             self._write(self.events)
         print(flush=True)
         if self.aside:
@@ -67,7 +67,7 @@ class Answer:
         return events
 
     def _show(self, events: Iterable[Event]) -> None:
-        if not self.as_json and not self.sampling.trace:
+        if not self.as_json and not self.traced:
             self._write(events)
 
     def _write(self, events: Iterable[Event]) -> None:
@@ -89,13 +89,10 @@ class Answer:
         seconds = self.ended - self.first
         rate = f"{(count - 1) / seconds:.1f} tokens/s" if count > 1 and seconds > 0 else "one token"
         finish = self.deltas[-1].finish or ""
-        drafted = (
-            f" ({self.llm.engine.confirmed} of {self.llm.engine.drafted} guesses kept)"
-            if self.llm.engine.drafted
-            else ""
-        )
+        engine = self.llm.engine
+        drafted = f" ({engine.confirmed} of {engine.drafted} guesses kept)" if engine.drafted else ""
         return (
-            f"{len(self.prompt)} + {count} tokens, first after {self.first - self.started:.2f} s, then {rate}{drafted};"
+            f"{self.prompt} + {count} tokens, first after {self.first - self.started:.2f} s, then {rate}{drafted};"
             f" stopped by {REASONS.get(finish, finish)}"
         )
 
@@ -107,7 +104,7 @@ class Answer:
             "raw": whole.raw or None,
             "problems": [asdict(problem) for problem in whole.problems],
             "finish": self.deltas[-1].finish,
-            "prompt_tokens": len(self.prompt),
+            "prompt_tokens": self.prompt,
             "completion_tokens": len(self.deltas),
             "token_ids": [delta.token for delta in self.deltas],
             "first_token_seconds": round(self.first - self.started, 4),

@@ -69,7 +69,7 @@ def generate(
         turns = [{"role": "system", "content": system}, {"role": "user", "content": text}]
         rendered = llm.prompt(turns, thinking=think, effort=effort)
         ids, in_reasoning = llm.tokenizer.encode_prompt(rendered.pieces), rendered.in_reasoning
-    llm.engine.check(ids)
+    deltas = llm.generate(ids, sampling)
     if not as_json:
         err.print("\n".join(llm.resolved.lines()), style="dim", markup=False, soft_wrap=True)
-    Answer(llm, ids, in_reasoning, sampling, err, as_json).run()
+    Answer(llm, len(ids), in_reasoning, trace > 0, err, as_json).run(deltas)

@@ -56,7 +56,7 @@ def _describe(
     specs: Mapping[str, TensorSpec],
     ignored: Mapping[str, str],
 ) -> dict[str, Any]:
-    linear, experts = (fmt.name if fmt else formats.plain for fmt in (formats.linear, formats.experts))
+    linear, experts = formats.names()
     return {
         "source": source,
         "layers": {f"ratio {ratio}": count for ratio, count in config.layer_counts().items()},

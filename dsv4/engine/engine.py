@@ -88,12 +88,9 @@ class Engine:
         confirmed = []
         for item, ran in zip(work, self._runner.run(work), strict=True):
             deltas += self._accept(item, ran.logits)
-            if item.request.finish is None:
-                confirmed.append(
-                    Confirmed(
-                        item.request, item.start, item.request.done, ran.streams[: item.request.done - item.start]
-                    )
-                )
+            request, start, end = item.request, item.start, item.request.done
+            if request.finish is None:
+                confirmed.append(Confirmed(request, start, end, ran.streams[: end - start]))
         if self._drafter is not None and confirmed:
             self._drafter.propose(confirmed)
         return deltas

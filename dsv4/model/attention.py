@@ -63,7 +63,7 @@ class Attention:
 
     def __init__(self, scope: Scope, config: ModelConfig, ratio: int, layer: int, simulate: bool) -> None:
         self.ratio, self.layer, self.simulate = ratio, layer, simulate
-        self.heads, self.groups, self.window = config.num_attention_heads, config.o_groups, config.sliding_window
+        self.heads, self.groups = config.num_attention_heads, config.o_groups
         self.rope_dims, self.eps = config.qk_rope_head_dim, config.rms_norm_eps
         self.wq_a, self.wq_b, self.wkv = (scope.matrix(name) for name in ("wq_a", "wq_b", "wkv"))
         self.wo_a, self.wo_b = dense(scope.matrix("wo_a")), scope.matrix("wo_b")

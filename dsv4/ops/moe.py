@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import groupby
+from collections import Counter
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -70,7 +70,7 @@ def moe(x: Tensor, picks: Route, experts: Sequence[Expert], shared: Expert, limi
     # The shared expert follows as number E with weight 1. Numbers of all pairs of token and expert, token by token:
     numbers = F.pad(chosen, (0, 1), value=len(experts)).flatten().tolist()
     order = sorted(range(len(numbers)), key=numbers.__getitem__)
-    parts = [(shared if e == len(experts) else experts[e], len(list(run))) for e, run in _runs(numbers, order)]
+    parts = [(shared if e == len(experts) else experts[e], n) for e, n in sorted(Counter(numbers).items())]
     at = torch.tensor([order, [n // (k + 1) for n in order]], device=x.device)
     # All first matrices are quantised or none is, with the same activation blocks: one rounding serves them all.
     rounded = quantize_input(x, shared.w1, simulate)[at[1]]
@@ -83,11 +83,6 @@ def moe(x: Tensor, picks: Route, experts: Sequence[Expert], shared: Expert, limi
     for other in others:
         out = out + other
     return out.type(x.dtype)
-
-
-def _runs(numbers: Sequence[int], order: Sequence[int]) -> Iterator[tuple[int, Iterator[int]]]:
-    """Runs of equal numbers in the sorted order."""
-    return groupby(numbers[n] for n in order)
 
 
 def _by_expert(x: Tensor, parts: Sequence[tuple[Tensor | QTensor, int]]) -> Tensor:
