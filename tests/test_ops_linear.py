@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dsv4.ops.linear import dense, grouped_linear, linear, matmul
 from dsv4.quant.formats import FP8_BLOCK, MXFP4
+from dsv4.quant.rounding import FP8, none
 from dsv4.quant.tensor import QTensor
 from tests.devices import DEVICES, bits, far, normal
 from tests.synthetic import crc, u
@@ -42,10 +43,10 @@ def test_quantised_products_have_the_specified_values(weight: object, first: lis
     """FP8 and FP4 matrices with FP8 activations, before and after the rounding to BF16."""
     matrix = weight()  # type: ignore[operator]
     x = torch.from_numpy(2 * u("x256", 256)).bfloat16().unsqueeze(0)
-    wide = linear(x.float(), matrix, simulate=True)[0]
+    wide = linear(x.float(), matrix, rounding=FP8)[0]
     assert wide[:6].tolist() == pytest.approx(first, abs=2e-5)
     assert float(wide.sum()) == pytest.approx(total, abs=5e-3)
-    rounded = linear(x, matrix, simulate=True)[0]
+    rounded = linear(x, matrix, rounding=FP8)[0]
     assert rounded.dtype == torch.bfloat16
     assert torch.equal(rounded, wide.bfloat16())
 
@@ -53,11 +54,11 @@ def test_quantised_products_have_the_specified_values(weight: object, first: lis
 @DEVICES
 def test_without_simulation_and_without_quantisation_nothing_is_rounded(device: str) -> None:
     x, weight = normal("x", 3, 256), normal("w", 16, 256)
-    assert far(linear(x.to(device), weight.to(device), simulate=True), x.double() @ weight.double().T) < 1e-5
+    assert far(linear(x.to(device), weight.to(device), rounding=FP8), x.double() @ weight.double().T) < 1e-5
     matrix = known_fp8()
-    found = linear(x.to(device), matrix.to(device), simulate=False)
+    found = linear(x.to(device), matrix.to(device), rounding=none)
     assert far(found, x.double() @ matrix.values().double().T) < 1e-5
-    simulated = linear(x.to(device), matrix.to(device), simulate=True)
+    simulated = linear(x.to(device), matrix.to(device), rounding=FP8)
     assert far(simulated, x.double() @ matrix.values().double().T) > 1e-3
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from dsv4.ops.moe import Expert, Route, moe, route, silu, softplus, swiglu
 from dsv4.quant.activation import fp8_simulate
 from dsv4.quant.formats import FP8_BLOCK
+from dsv4.quant.rounding import FLOAT, OFFICIAL
 from tests.devices import DEVICES, far, normal, ulps
 
 WIDTH, HIDDEN, EXPERTS = 32, 24, 6
@@ -90,7 +91,7 @@ def test_the_mixture_is_its_formula(tokens: int, limit: float, device: str) -> N
     picks = Route(torch.tensor([[n % 4, 4] for n in range(tokens)]), torch.rand(tokens, 2) + 0.1)
     experts[5] = Expert(*(torch.full_like(w, float("nan")) for w in experts[5]))
     found = moe(x.to(device), Route(*(p.to(device) for p in picks)), [moved(e, device) for e in experts],
-                moved(shared, device), limit, simulate=False)  # fmt: skip
+                moved(shared, device), limit, rounds=FLOAT)  # fmt: skip
     wanted = one_expert(x, shared, limit)
     for token, slot in itertools.product(range(tokens), range(2)):
         number, weight = int(picks.experts[token, slot]), float(picks.weights[token, slot])
@@ -110,9 +111,9 @@ def test_experts_are_summed_by_ascending_number_then_the_shared_one(order: tuple
     experts = [moved(constant(v), device) for v in (1e9, -1e9, 1.0)]
     picks = Route(torch.tensor([order], device=device), torch.ones(1, 3, device=device))
     x = torch.ones(1, 1, device=device)
-    assert moe(x, picks, experts, moved(constant(0.0), device), 0, False).item() == pytest.approx(1, rel=1e-3)
+    assert moe(x, picks, experts, moved(constant(0.0), device), 0, FLOAT).item() == pytest.approx(1, rel=1e-3)
     found = moe(
-        x, picks, [moved(constant(v), device) for v in (1.0, 1e9, 0.0)], moved(constant(-1e9), device), 0, False
+        x, picks, [moved(constant(v), device) for v in (1.0, 1e9, 0.0)], moved(constant(-1e9), device), 0, FLOAT
     )
     assert found.item() == 0
 
@@ -124,7 +125,7 @@ def test_the_routing_weight_comes_before_the_last_matrix_and_its_quantiser() -> 
     silent = Expert(quantised.w1, quantised.w3, FP8_BLOCK.encode(torch.zeros(128, 128)))
     x, weight = normal("x", 3, 128, dtype=torch.bfloat16), 0.3
     picks = Route(torch.zeros(3, 1, dtype=torch.int64), torch.full((3, 1), weight))
-    found = moe(x, picks, [quantised], silent, 10.0, simulate=True)
+    found = moe(x, picks, [quantised], silent, 10.0, rounds=OFFICIAL)
     w1, w3, w2 = (m.values().double() for m in quantised)  # type: ignore[union-attr]
     rounded = fp8_simulate(x, 128).double()
     hidden = swiglu((rounded @ w1.T).bfloat16(), (rounded @ w3.T).bfloat16(), 10.0)

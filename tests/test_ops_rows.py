@@ -22,6 +22,7 @@ from dsv4.ops.norm import rms_norm, unit_rms
 from dsv4.ops.quantize import hadamard, quantize_index, quantize_kv
 from dsv4.ops.rope import Rotation, frequencies, rope, rotation
 from dsv4.quant.formats import FP8_BLOCK
+from dsv4.quant.rounding import FP8, OFFICIAL
 from dsv4.quant.tensor import QTensor
 from tests.devices import bits, far, normal
 
@@ -61,7 +62,7 @@ def eight(device: str) -> QTensor:
 def picked(choice: Tensor, weights: Tensor, x: Tensor) -> Tensor:
     """A mixture of four experts and the shared one."""
     experts = [expert(x.device.type, f"e{n}") for n in range(4)]
-    return moe(x, Route(choice % 4, weights.abs() + 0.1), experts, expert(x.device.type, "s"), 10.0, simulate=True)
+    return moe(x, Route(choice % 4, weights.abs() + 0.1), experts, expert(x.device.type, "s"), 10.0, rounds=OFFICIAL)
 
 
 def turned(x: Tensor, positions: Tensor) -> Tensor:
@@ -93,7 +94,7 @@ OPS: dict[str, tuple[Run, tuple[Tensor, ...]]] = {
                  (normal("y", T, 48, dtype=HALF), normal("s", T, 4, 48), normal("p", T, 4), normal("c", T, 4, 4))),
     "mhc_head": (lambda s: mhc_head(s, mixer(s.device.type, "head", 4), 1e-6, 1e-6),
                  (normal("s", T, 4, 48, dtype=HALF),)),
-    "linear": (lambda x: linear(x, eight(x.device.type), True), (normal("x", T, 200, dtype=HALF),)),
+    "linear": (lambda x: linear(x, eight(x.device.type), FP8), (normal("x", T, 200, dtype=HALF),)),
     "grouped_linear": (lambda x: grouped_linear(x, normal("w", 14, 40).to(x.device)), (HEADS,)),
     "hadamard": (hadamard, (normal("x", T, 3, 32, dtype=HALF),)),
     "quantize_index": (quantize_index, (normal("x", T, 32, dtype=HALF),)),

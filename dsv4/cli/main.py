@@ -9,8 +9,10 @@ from itertools import zip_longest
 import typer
 
 from dsv4 import __version__
+from dsv4.cli.eval import evaluate
 from dsv4.cli.generate import generate
 from dsv4.cli.inspect import inspect
+from dsv4.cli.study import app as study
 from dsv4.cli.synth import synth
 from dsv4.errors import DSV4Error
 
@@ -21,9 +23,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Run DeepSeek-V4 models. Without MODEL, the small trained model inside the package answers.",
 )
+app.command("eval")(evaluate)
 app.command()(generate)
 app.command()(inspect)
 app.command()(synth)
+app.add_typer(study, name="study")
 TRACED_STEPS = "20"
 
 

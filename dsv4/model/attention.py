@@ -17,6 +17,8 @@ from dsv4.ops.linear import dense, grouped_linear, linear, project, quantize_inp
 from dsv4.ops.norm import unit_rms
 from dsv4.ops.quantize import quantize_index, quantize_kv
 from dsv4.ops.rope import Rotation, rope
+from dsv4.quant.rounding import Numerics, none
+from dsv4.quant.tensor import QTensor
 from dsv4.taps import tap
 
 
@@ -28,11 +30,11 @@ def _compressor(scope: Scope) -> Compressor:
 class Indexer:
     """Chooses the compressed rows that each token of a ratio-4 layer attends to."""
 
-    def __init__(self, scope: Scope, config: ModelConfig, simulate: bool) -> None:
+    def __init__(self, scope: Scope, config: ModelConfig, rounds: Numerics) -> None:
         self.wq_b, self.weights_proj = scope.matrix("wq_b"), dense(scope.matrix("weights_proj"))
         self.compressor = _compressor(scope.sub("compressor"))
         self.heads, self.dim, self.k = config.index_n_heads, config.index_head_dim, config.index_topk
-        self.eps, self.simulate = config.rms_norm_eps, simulate
+        self.eps, self.rounds = config.rms_norm_eps, rounds
 
     def remember(self, x: Tensor, places: Places, store: LayerStore) -> None:
         """Run the index keys' own compressor over x [T, d]."""
@@ -40,12 +42,12 @@ class Indexer:
         if places.closing is not None:
             keys = _entries(store.key_tail, self.compressor, places, x.dtype, self.eps)
             *_, rows = places.closed
-            store.keys[rows] = quantize_index(keys) if self.simulate else keys
+            store.keys[rows] = quantize_index(keys, self.rounds.index)
 
     def select(self, x: Tensor, latent: Tensor, turn: Rotation, places: Places, store: LayerStore) -> Tensor:
         """Entries for each token, ascending, -1 at the end. x: [T, d]; latent as in `queries`; returns [T, k]."""
         q = rope(project(latent, self.wq_b).view(-1, self.heads, self.dim), turn)
-        q = quantize_index(q) if self.simulate else q
+        q = quantize_index(q, self.rounds.index)
         scores = index_scores(q, head_weights(x, self.weights_proj, self.dim), store.keys, places.keys)
         return select_rows(scores, places.visible, self.k)
 
@@ -59,23 +61,24 @@ def _entries(tail: Tensor, weights: Compressor, places: Places, dtype: torch.dty
 
 
 class Attention:
-    """One layer's attention. `simulate`: round activations, keys and index vectors as the model was trained with."""
+    """One layer's attention. `rounds`: what activations, keys and index vectors are rounded to."""
 
-    def __init__(self, scope: Scope, config: ModelConfig, ratio: int, layer: int, simulate: bool) -> None:
-        self.ratio, self.layer, self.simulate = ratio, layer, simulate
+    def __init__(self, scope: Scope, config: ModelConfig, ratio: int, layer: int, rounds: Numerics) -> None:
+        self.ratio, self.layer, self.rounds = ratio, layer, rounds
         self.heads, self.groups = config.num_attention_heads, config.o_groups
         self.rope_dims, self.eps = config.qk_rope_head_dim, config.rms_norm_eps
         self.wq_a, self.wq_b, self.wkv = (scope.matrix(name) for name in ("wq_a", "wq_b", "wkv"))
-        self.wo_a, self.wo_b = dense(scope.matrix("wo_a")), scope.matrix("wo_b")
+        stored, self.wo_b = scope.matrix("wo_a"), scope.matrix("wo_b")
+        self.wo_a, self.round_groups = dense(stored), rounds.group_output if isinstance(stored, QTensor) else none
         self.q_norm, self.kv_norm = Norm(scope, "q_norm", config), Norm(scope, "kv_norm", config)
         self.sink = scope.wide("attn_sink")
         self.compressor = _compressor(scope.sub("compressor")) if ratio else None
-        self.indexer = Indexer(scope.sub("indexer"), config, simulate) if ratio == OVERLAPPED else None
+        self.indexer = Indexer(scope.sub("indexer"), config, rounds) if ratio == OVERLAPPED else None
 
     def __call__(self, x: Tensor, batch: Batch, store: LayerStore) -> Tensor:
         """x: [T, d], normalised; writes this step into `store`, returns [T, d]."""
         turn, places = batch.turn(self.ratio), batch.places(store.layout)
-        rounded = quantize_input(x, self.wq_a, self.simulate)
+        rounded = quantize_input(x, self.wq_a, self.rounds.attn_input)
         latent, q = self.queries(rounded, turn)
         store.kv[places.write] = self.keys(rounded, turn)
         rows = places.window
@@ -89,14 +92,14 @@ class Attention:
 
         x: [T, d], here and in `keys` as `quantize_input` leaves it: one rounding serves both.
         """
-        latent = quantize_input(self.q_norm(project(x, self.wq_a)), self.wq_b, self.simulate)
+        latent = quantize_input(self.q_norm(project(x, self.wq_a)), self.wq_b, self.rounds.latent)
         q = project(latent, self.wq_b).view(len(x), self.heads, -1)
         return latent, rope(unit_rms(q, self.eps), turn)
 
     def keys(self, x: Tensor, turn: Rotation) -> Tensor:
         """The one vector per token that is key and value of every head: [T, d] -> [T, D]."""
         kv = rope(self.kv_norm(project(x, self.wkv)), turn)
-        return quantize_kv(kv, self.rope_dims) if self.simulate else kv
+        return quantize_kv(kv, self.rope_dims, self.rounds.kv)
 
     def remember(self, x: Tensor, weights: Compressor, places: Places, store: LayerStore) -> None:
         """Keep what the tokens add to their blocks, and pool the blocks that end here."""
@@ -104,7 +107,7 @@ class Attention:
         if places.closing is not None:
             entries = _entries(store.tail, weights, places, x.dtype, self.eps)
             _, _, rows, _ = places.closed
-            store.kv[rows] = quantize_kv(entries, self.rope_dims) if self.simulate else entries
+            store.kv[rows] = quantize_kv(entries, self.rope_dims, self.rounds.kv)
         if self.indexer is not None:
             self.indexer.remember(x, places, store)
 
@@ -125,4 +128,4 @@ class Attention:
     def output(self, out: Tensor, turn: Rotation) -> Tensor:
         """Turn the values back by the query's own position and project the groups of heads: [T, H, D] -> [T, d]."""
         grouped = rope(out, turn, inverse=True).reshape(out.shape[0], self.groups, -1)
-        return linear(grouped_linear(grouped, self.wo_a), self.wo_b, self.simulate)
+        return linear(grouped_linear(self.round_groups(grouped), self.wo_a), self.wo_b, self.rounds.attn_output)

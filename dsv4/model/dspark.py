@@ -21,6 +21,7 @@ from dsv4.model.layers import HeadMix, Norm, Scope, expand
 from dsv4.model.model import Model
 from dsv4.ops.attention import sparse_attention, window_positions
 from dsv4.ops.linear import linear, matmul, quantize_input
+from dsv4.quant.rounding import NUMERICS
 from dsv4.quant.tensor import QTensor
 
 
@@ -39,13 +40,13 @@ class DSpark:
         self, config: ModelConfig, weights: Mapping[str, Tensor | QTensor], options: EngineOptions, main: Model
     ) -> None:
         assert config.dspark is not None
-        self.rules, self.main, self.simulate = config.dspark, main, options.numerics == "official"
+        self.rules, self.main, self.rounds = config.dspark, main, NUMERICS[options.numerics]
         self.window, self.streams = config.sliding_window, config.hc_mult
         stages = [Scope(weights, f"mtp.{n}.") for n in range(config.draft_layers)]
         first, last = stages[0], stages[-1]
         self.main_proj, self.main_norm = first.matrix("main_proj"), Norm(first, "main_norm", config)
         self.blocks = [
-            Block(scope, config, config.num_hidden_layers + n, ratio=0, hashed=False, simulate=self.simulate)
+            Block(scope, config, config.num_hidden_layers + n, ratio=0, hashed=False, rounds=self.rounds)
             for n, scope in enumerate(stages)
         ]
         self.head_mix = HeadMix(last, config)
@@ -58,8 +59,8 @@ class DSpark:
 
         targets: [T, n * d] of `Output.targets`; returns main_x [T, d].
         """
-        x = self.main_norm(linear(targets, self.main_proj, self.simulate))
-        rounded = quantize_input(x, self.blocks[0].attn.wkv, self.simulate)
+        x = self.main_norm(linear(targets, self.main_proj, self.rounds.draft_input))
+        rounded = quantize_input(x, self.blocks[0].attn.wkv, self.rounds.attn_input)
         for block, store in zip(self.blocks, stores, strict=True):
             store.kv[batch.places(store.layout).write] = block.attn.keys(rounded, batch.plain)
         return x
@@ -77,7 +78,7 @@ class DSpark:
     def _stage(self, block: Block, streams: Tensor, batch: Batch, position: int, store: LayerStore) -> Tensor:
         """One stage: every query sees the whole context window and the whole block; nothing is kept."""
         mixed = block.hc_attn.pre(streams)
-        x = quantize_input(block.attn_norm(mixed.x), block.attn.wq_a, self.simulate)
+        x = quantize_input(block.attn_norm(mixed.x), block.attn.wq_a, self.rounds.attn_input)
         _, q = block.attn.queries(x, batch.plain)
         context = window_positions(torch.tensor([position], device=x.device), self.window)[0]
         context = store.layout.window_rows(batch.slots[0], context[context >= 0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ from dsv4.model.batch import Batch, Segment, Steps, make_batch
 from dsv4.model.block import Block
 from dsv4.model.layers import HeadMix, Scope, expand
 from dsv4.ops.linear import matmul
+from dsv4.quant.rounding import NUMERICS, Numerics
 from dsv4.quant.tensor import QTensor
 from dsv4.taps import tap
 
@@ -28,15 +29,22 @@ class Output(NamedTuple):
 class Model:
     """The main layers, without the draft (`mtp.py`, `dspark.py`)."""
 
-    def __init__(self, config: ModelConfig, weights: Mapping[str, Tensor | QTensor], options: EngineOptions) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Mapping[str, Tensor | QTensor],
+        options: EngineOptions,
+        numerics: Callable[[int], Numerics] | None = None,
+    ) -> None:
+        """`numerics`: what layer n rounds, in place of what `options` says for all."""
         self.config, self.dtype = config, getattr(torch, options.dtype)
         self.targets = config.dspark.target_layer_ids if config.dspark else ()
-        simulate = options.numerics == "official"
+        rounds = numerics or (lambda _: NUMERICS[options.numerics])
         scope = Scope(weights)
         self.steps = Steps.of(config, options.device)
         self.embedding = scope.wide("embed.weight").to(self.dtype)
         self.blocks = [
-            Block(scope.sub(f"layers.{n}"), config, n, ratio, n < config.num_hash_layers, simulate)
+            Block(scope.sub(f"layers.{n}"), config, n, ratio, n < config.num_hash_layers, rounds(n))
             for n, ratio in enumerate(config.layer_ratios)
         ]
         self.head_mix, self.head = HeadMix(scope, config), scope.wide("head.weight")

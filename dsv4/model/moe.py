@@ -8,6 +8,7 @@ from dsv4.config import ModelConfig
 from dsv4.model.batch import Batch
 from dsv4.model.layers import Scope
 from dsv4.ops.moe import Expert, moe, route
+from dsv4.quant.rounding import Numerics
 from dsv4.taps import tap
 
 
@@ -18,8 +19,8 @@ def _expert(scope: Scope) -> Expert:
 class MoE:
     """Router, routed experts and the shared one. Hash layers choose by token id, all others by score."""
 
-    def __init__(self, scope: Scope, config: ModelConfig, layer: int, hashed: bool, simulate: bool) -> None:
-        self.layer, self.simulate = layer, simulate
+    def __init__(self, scope: Scope, config: ModelConfig, layer: int, hashed: bool, rounds: Numerics) -> None:
+        self.layer, self.rounds = layer, rounds
         self.k, self.scale, self.limit = config.num_experts_per_tok, config.routed_scaling_factor, config.swiglu_limit
         self.gate = scope.wide("gate.weight")
         self.table = scope.integers("gate.tid2eid") if hashed else None
@@ -32,4 +33,4 @@ class MoE:
         chosen = None if self.table is None else self.table[batch.ids]
         picks = route(x, self.gate, self.bias, chosen, self.k, self.scale)
         tap("experts", self.layer, picks.experts)
-        return moe(x, picks, self.experts, self.shared, self.limit, self.simulate)
+        return moe(x, picks, self.experts, self.shared, self.limit, self.rounds)

@@ -14,6 +14,7 @@ from dsv4.model.block import Block
 from dsv4.model.layers import HeadMix, Norm, Scope
 from dsv4.model.model import Model
 from dsv4.ops.linear import linear, matmul
+from dsv4.quant.rounding import NUMERICS
 from dsv4.quant.tensor import QTensor
 
 
@@ -24,10 +25,10 @@ class Mtp:
         self, config: ModelConfig, weights: Mapping[str, Tensor | QTensor], options: EngineOptions, main: Model
     ) -> None:
         scope = Scope(weights, "mtp.0.")
-        self.main, self.simulate = main, options.numerics == "official"
+        self.main, self.rounds = main, NUMERICS[options.numerics]
         self.e_proj, self.h_proj = scope.matrix("e_proj"), scope.matrix("h_proj")
         self.enorm, self.hnorm = Norm(scope, "enorm", config), Norm(scope, "hnorm", config)
-        self.block = Block(scope, config, config.num_hidden_layers, ratio=0, hashed=False, simulate=self.simulate)
+        self.block = Block(scope, config, config.num_hidden_layers, ratio=0, hashed=False, rounds=self.rounds)
         self.head_mix = HeadMix(scope, config)
 
     @torch.inference_mode()
@@ -38,8 +39,8 @@ class Mtp:
         it drafts further; next_ids: [T] the token after each position; store: the draft layer's. Returns [T, M, d].
         """
         tokens, count, width = streams.shape
-        e = linear(self.enorm(self.main.embed(next_ids)), self.e_proj, self.simulate)
-        h = linear(self.hnorm(streams).view(-1, width), self.h_proj, self.simulate).view(tokens, count, width)
+        e = linear(self.enorm(self.main.embed(next_ids)), self.e_proj, self.rounds.draft_input)
+        h = linear(self.hnorm(streams).view(-1, width), self.h_proj, self.rounds.draft_input).view(tokens, count, width)
         return self.block(e.unsqueeze(1) + h, batch, store)
 
     @torch.inference_mode()

@@ -6,10 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dsv4.quant.activation import fp8_simulate
+from dsv4.quant.rounding import Rounding
 from dsv4.quant.tensor import QTensor
-
-ACTIVATION_BLOCK = 128
 
 
 def widen(x: Tensor) -> Tensor:
@@ -38,13 +36,13 @@ def dense(weight: Tensor | QTensor) -> Tensor:
     return weight.values() if isinstance(weight, QTensor) else widen(weight)
 
 
-def quantize_input(x: Tensor, weight: Tensor | QTensor, simulate: bool) -> Tensor:
-    """What the product with `weight` reads of `x`: rounded to FP8 per 128 if the weight is quantised and `simulate`.
+def quantize_input(x: Tensor, weight: Tensor | QTensor, rounding: Rounding) -> Tensor:
+    """What the product with `weight` reads of `x`: rounded if the weight is quantised.
 
-    x: [T, K]; returns the same shape and dtype (the reference kernel's `act_quant`). One call serves
+    x: [T, K]; returns the same shape and dtype (officially the reference kernel's `act_quant`). One call serves
     all matrices that share an input.
     """
-    return fp8_simulate(x, ACTIVATION_BLOCK) if simulate and isinstance(weight, QTensor) else x
+    return rounding(x) if isinstance(weight, QTensor) else x
 
 
 def project(x: Tensor, weight: Tensor | QTensor) -> Tensor:
@@ -52,21 +50,22 @@ def project(x: Tensor, weight: Tensor | QTensor) -> Tensor:
     return matmul(x, dense(weight)).type(x.dtype)
 
 
-def linear(x: Tensor, weight: Tensor | QTensor, simulate: bool) -> Tensor:
+def linear(x: Tensor, weight: Tensor | QTensor, rounding: Rounding) -> Tensor:
     """A linear layer without bias, accumulated in FP32 and rounded once to the dtype of `x`.
 
-    x: [T, K]; weight: [N, K] dense or quantised; returns [T, N] in x.dtype. With `simulate`, a quantised weight meets
-    FP8 activations (E4M3 per 128, power-of-two scales), as the reference's `fp8_gemm` and `fp4_gemm` do. Because those
-    scales are powers of two, one FP32 product of the decoded operands equals the scaled block sums up to their order.
+    x: [T, K]; weight: [N, K] dense or quantised; returns [T, N] in x.dtype. A quantised weight meets rounded
+    activations: officially FP8 (E4M3 per 128, power-of-two scales), as in the reference's `fp8_gemm` and `fp4_gemm`.
+    Because those scales are powers of two, one FP32 product of the decoded operands equals the scaled block sums up to
+    their order.
     """
-    return project(quantize_input(x, weight, simulate), weight)
+    return project(quantize_input(x, weight, rounding), weight)
 
 
 def grouped_linear(x: Tensor, weight: Tensor) -> Tensor:
     """The first half of the output projection: each group of heads has a matrix of its own.
 
     x: [T, G, K] (the heads of a group concatenated); weight: [G * R, K], row block g belongs to group g; returns
-    [T, G * R] in x.dtype. Activations are not quantised here: the reference runs this product in BF16.
+    [T, G * R] in x.dtype. The reference runs this product in BF16 on activations that nothing has rounded.
     """
     groups = x.shape[1]
     blocks = weight.view(groups, -1, weight.shape[1])

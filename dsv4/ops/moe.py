@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dsv4.ops.index import top_k
 from dsv4.ops.linear import matmul, project, quantize_input
+from dsv4.quant.rounding import Numerics
 from dsv4.quant.tensor import QTensor
 
 
@@ -59,11 +60,11 @@ def swiglu(gate: Tensor, up: Tensor, limit: float) -> Tensor:
     return silu(gate.clamp(max=limit)) * up.clamp(-limit, limit) if limit else silu(gate) * up
 
 
-def moe(x: Tensor, picks: Route, experts: Sequence[Expert], shared: Expert, limit: float, simulate: bool) -> Tensor:
+def moe(x: Tensor, picks: Route, experts: Sequence[Expert], shared: Expert, limit: float, rounds: Numerics) -> Tensor:
     """Routed experts and the shared one, summed in FP32: routed by ascending number, shared last. [T, d] -> [T, d].
 
     The routing weight multiplies before the second matrix, so that its quantiser sees the weighted value. Everything
-    between the matrices runs once over all pairs of token and expert.
+    between the matrices runs once over all pairs of token and expert. `rounds` says what the quantised matrices read.
     """
     tokens, k = picks.experts.shape
     chosen, slots = picks.experts.sort(1)
@@ -72,17 +73,36 @@ def moe(x: Tensor, picks: Route, experts: Sequence[Expert], shared: Expert, limi
     order = sorted(range(len(numbers)), key=numbers.__getitem__)
     parts = [(shared if e == len(experts) else experts[e], n) for e, n in sorted(Counter(numbers).items())]
     at = torch.tensor([order, [n // (k + 1) for n in order]], device=x.device)
-    # All first matrices are quantised or none is, with the same activation blocks: one rounding serves them all.
-    rounded = quantize_input(x, shared.w1, simulate)[at[1]]
+    # All first matrices are quantised or none is: the shared expert's stands for them.
+    rounded = _expert_input(x, shared, rounds, at[1])
     weight = F.pad(picks.weights.gather(1, slots), (0, 1), value=1.0).view(-1, 1)[at[0]]
     gate, up = (_by_expert(rounded, [(part[which], n) for part, n in parts]) for which in (0, 1))
     hidden = (swiglu(gate, up, limit) * weight).type(x.dtype)
-    down = _by_expert(quantize_input(hidden, shared.w2, simulate), [(part.w2, n) for part, n in parts])
+    down = _by_expert(_expert_hidden(hidden, shared, rounds, tokens), [(part.w2, n) for part, n in parts])
     y = torch.empty_like(down).index_copy_(0, at[0], down).view(tokens, k + 1, -1).float()
     out, *others = y.unbind(1)
     for other in others:
         out = out + other
     return out.type(x.dtype)
+
+
+def _expert_input(x: Tensor, shared: Expert, rounds: Numerics, rows: Tensor) -> Tensor:
+    """The rounded rows of x [T, d] that the pairs of token and expert read: [P, d], the last T the shared expert's."""
+    routed = quantize_input(x, shared.w1, rounds.expert_input)
+    if rounds.shared_input is rounds.expert_input:  # one rounding serves them all
+        return routed[rows]
+    own = quantize_input(x, shared.w1, rounds.shared_input)
+    first, last = rows.split((len(rows) - len(x), len(x)))
+    return torch.cat((routed[first], own[last]))
+
+
+def _expert_hidden(hidden: Tensor, shared: Expert, rounds: Numerics, tokens: int) -> Tensor:
+    """What the second matrices read of [P, f], the last T rows the shared expert's."""
+    if rounds.shared_hidden is rounds.expert_hidden:
+        return quantize_input(hidden, shared.w2, rounds.shared_hidden)
+    routed, own = hidden.split((len(hidden) - tokens, tokens))
+    rounded = quantize_input(routed, shared.w2, rounds.expert_hidden)
+    return torch.cat((rounded, quantize_input(own, shared.w2, rounds.shared_hidden)))
 
 
 def _by_expert(x: Tensor, parts: Sequence[tuple[Tensor | QTensor, int]]) -> Tensor:

@@ -8,15 +8,14 @@ import torch
 from torch import Tensor
 
 from dsv4.ops.linear import matmul
-from dsv4.quant.activation import fp4_simulate, fp8_simulate
-
-KV_BLOCK = 64
-INDEX_BLOCK = 32
+from dsv4.quant.rounding import FP4, FP8_KV, Rounding, none
 
 
-def quantize_kv(x: Tensor, rope_dims: int) -> Tensor:
-    """Round the first D - R dimensions to FP8 per 64 (the last R stay as they are). x: [T, D]; returns the same."""
-    return torch.cat((fp8_simulate(x[..., :-rope_dims], KV_BLOCK), x[..., -rope_dims:]), -1)
+def quantize_kv(x: Tensor, rope_dims: int, rounding: Rounding = FP8_KV) -> Tensor:
+    """Round the first D - R dimensions (the last R stay as they are). x: [T, D]; returns the same."""
+    if rounding is none:
+        return x
+    return torch.cat((rounding(x[..., :-rope_dims]), x[..., -rope_dims:]), -1)
 
 
 @lru_cache(maxsize=8)
@@ -36,6 +35,9 @@ def hadamard(x: Tensor) -> Tensor:
     return matmul(x.reshape(-1, dims), _hadamard_matrix(dims, x.device)).type(x.dtype).view(x.shape)
 
 
-def quantize_index(x: Tensor) -> Tensor:
-    """Spread a vector over its dimensions (Hadamard) and round it to FP4 per 32. x: [..., D]; returns the same."""
-    return fp4_simulate(hadamard(x), INDEX_BLOCK)
+def quantize_index(x: Tensor, rounding: Rounding = FP4) -> Tensor:
+    """Spread a vector over its dimensions (Hadamard) and round it. x: [..., D]; returns the same.
+
+    Where nothing is rounded nothing is spread: between queries and keys the Hadamard matrix cancels.
+    """
+    return x if rounding is none else rounding(hadamard(x))

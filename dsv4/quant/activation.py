@@ -74,7 +74,7 @@ def _round(x: torch.Tensor, rule: _Rule) -> tuple[torch.Tensor, torch.Tensor]:
     return rounded.copysign_(x), least  # a negative number that rounds to zero is -0
 
 
-def _blocks(x: torch.Tensor, block: int) -> torch.Tensor:
+def blocks(x: torch.Tensor, block: int) -> torch.Tensor:
     """[..., n] -> [..., ceil(n / block), block]; a short last block is filled with zeros, which change no maximum."""
     if x.shape[-1] % block:
         x = pad(x, (0, -x.shape[-1] % block))
@@ -84,13 +84,13 @@ def _blocks(x: torch.Tensor, block: int) -> torch.Tensor:
 def _simulate(x: torch.Tensor, block: int, rule: _Rule) -> torch.Tensor:
     if x.shape[-1] <= block:
         return _round(x, rule)[0]
-    rounded = _round(_blocks(x, block), rule)[0]
+    rounded = _round(blocks(x, block), rule)[0]
     return rounded.flatten(-2)[..., : x.shape[-1]] if x.shape[-1] % block else rounded.reshape(x.shape)
 
 
 def _quantize(x: torch.Tensor, block: int, rule: _Rule) -> tuple[torch.Tensor, torch.Tensor]:
     """[..., n] -> FP32 (x / s rounded [..., n], s [..., ceil(n / block)])."""
-    rounded, least = _round(_blocks(x.float(), block), rule)
+    rounded, least = _round(blocks(x.float(), block), rule)
     scale = least.view(torch.float32) / rule.normal
     return (rounded / scale).flatten(-2)[..., : x.shape[-1]], scale.squeeze(-1)
 

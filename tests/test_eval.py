@@ -1,0 +1,515 @@
+"""Scores mean what they say: which items are asked, what counts as right, how sure that makes us, and what is shown."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from dsv4.cache.store import Store
+from dsv4.chat.events import Completion
+from dsv4.check import answers, evaluate
+from dsv4.check.answers import Answer, Ask, Result, Said, Told, ask, judged, say, splits
+from dsv4.check.evaluate import Evaluation, Plan, Reading, Speed, grouped
+from dsv4.check.evaluate_report import failed, judged_bars
+from dsv4.check.forced import forced_logits, losses, nats, served
+from dsv4.check.perplexity import Loss, Text, encoded, measure, read_texts, unigram_nats
+from dsv4.check.questions import Question, Voice, modes, questions, rows, stretches
+from dsv4.check.score import BARS, Row, Score, verdict, wilson, worst
+from dsv4.check.tasks.item import Family, Item
+from dsv4.cli import eval as verb
+from dsv4.config import EngineOptions, ModelConfig
+from dsv4.engine.request import Sampling
+from dsv4.errors import ConfigError, PromptError, RequestError
+from dsv4.llm import LLM
+from dsv4.model.batch import Segment
+
+KEYS = 400
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}}
+
+
+def echo(random: Random, thinking: bool, size: int) -> Item:
+    """Say a number back, in a few words."""
+    number = random.randrange(KEYS)
+    asked = random.choice(("Say {}.", "Please say {}.")).format(number)
+    reasoning = "Say it." if thinking else ""
+    return Item(
+        "echo", str(number), ({"role": "user", "content": asked},), str(number), reasoning, thinking=thinking,
+        wanted=str(number), facts={"digits": len(str(number)), "place": number / KEYS, "more": (1,)},
+    )  # fmt: skip
+
+
+def long_echo(random: Random, thinking: bool, size: int) -> Item:
+    item = echo(random, thinking, size)
+    text = "so it goes " * (size // 11) + str(item.messages[0]["content"])
+    return replace(item, family="long_echo", messages=({"role": "user", "content": text},))
+
+
+def says_it(item: Item, completion: Completion) -> bool:
+    return completion.content == str(item.wanted)
+
+
+def plain_only(random: Random, thinking: bool, size: int) -> Item:
+    return echo(random, False, size)
+
+
+def with_schema(random: Random, thinking: bool, size: int) -> Item:
+    return replace(echo(random, thinking, size), response_format=SCHEMA)
+
+
+ECHO = Family(echo, says_it)
+LONG_ECHO = Family(long_echo, says_it)
+
+
+@pytest.fixture(scope="module")
+def llm() -> LLM:
+    return LLM.load(options=EngineOptions(max_sequences=4, draft_tokens=1))
+
+
+@pytest.fixture(scope="module")
+def voice(llm: LLM) -> Voice:
+    return Voice(llm.dialect, llm.tokenizer)
+
+
+def question(thinking: bool = False, number: int = 7) -> Question:
+    item = replace(echo(Random(number), thinking, 0), wanted="7")
+    return Question(item, (0, 1, 2, 3, 4), 40, thinking)
+
+
+# --- how sure ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("right", "n", "lower", "upper"),
+    [  # the score method of Newcombe's comparison (Statistics in Medicine 17, 1998), to its four digits
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0000, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+        (20, 20, 1 - 0.1611, 1.0),
+        (0, 0, 0.0, 1.0),
+    ],
+)
+def test_wilson_interval(right: int, n: int, lower: float, upper: float) -> None:
+    assert wilson(right, n) == pytest.approx((lower, upper), abs=6e-5)
+
+
+@pytest.mark.parametrize(
+    ("right", "n", "wanted", "said"),
+    [
+        (197, 200, 0.95, "met"),
+        (196, 200, 0.95, "not met"),
+        (12, 12, 0.95, "not measured"),
+        (11, 12, 0.95, "not measured"),
+        (3, 12, 0.95, "not met"),
+        (0, 0, 0.95, "not measured"),
+        (15, 15, 0.80, "not measured"),
+        (16, 16, 0.80, "met"),
+    ],
+)
+def test_a_bar_is_met_by_the_lower_bound_and_few_items_show_nothing(
+    right: int, n: int, wanted: float, said: str
+) -> None:
+    assert verdict(Score(right, n), wanted) == said
+
+
+def test_a_bar_is_as_good_as_its_worst_row() -> None:
+    assert worst(["met", "not measured"]) == "not measured"
+    assert worst(["cannot be asked", "met"]) == "cannot be asked"
+    assert worst(["met", "not met", "cannot be asked"]) == "not met"
+    assert worst(["met", "met"]) == "met"
+
+
+def test_every_bar_names_rows_that_exist() -> None:
+    known = set(evaluate.planned((), verb.FULL.contexts))
+    assert [row for bar in BARS for row in bar.rows if row not in known] == []
+    assert sum(not bar.rows for bar in BARS) == 1  # the draft's
+
+
+# --- what is asked -------------------------------------------------------------------------------------------------
+
+
+def test_rows_are_families_by_modes_by_lengths() -> None:
+    families = {"echo": ECHO, "long_echo": LONG_ECHO, "plain": Family(plain_only, says_it)}
+    assert modes(families["plain"]) == [False]
+    assert not stretches(ECHO)
+    assert rows(families, (64, 128)) == [
+        Row("echo", True),
+        Row("echo", False),
+        *(Row("long_echo", thinking, context) for thinking in (True, False) for context in (64, 128)),
+        Row("plain", False),
+    ]
+
+
+def test_items_are_held_out_different_and_the_same_for_a_seed(voice: Voice) -> None:
+    asked = questions(Row("echo", True), ECHO, voice, 20, 5)
+    assert len({q.item.key for q in asked}) == 20
+    assert all(q.item.held_out and q.in_reasoning and q.item.thinking for q in asked)
+    assert asked == questions(Row("echo", True), ECHO, voice, 20, 5)
+    assert [q.item.key for q in asked] != [q.item.key for q in questions(Row("echo", True), ECHO, voice, 20, 6)]
+    plain = questions(Row("echo", False), ECHO, voice, 20, 5)
+    assert [q.item.key for q in asked] == [q.item.key for q in plain]  # both modes answer the same
+    assert not any(q.in_reasoning for q in plain)
+
+
+def test_a_family_with_few_keys_is_asked_in_other_words_and_never_the_same_twice(voice: Voice) -> None:
+    held_out = sum(Item("echo", str(number), (), "").held_out for number in range(KEYS))
+    asked = questions(Row("echo", False), ECHO, voice, 200, 0)
+    assert len({q.item.key for q in asked}) == held_out < 100
+    assert len({q.prompt for q in asked}) == len(asked) == 2 * held_out  # both phrasings of every key
+    assert len({q.item.key for q in asked[:held_out]}) == held_out
+
+
+def test_a_long_prompt_fills_its_context_and_no_more(voice: Voice) -> None:
+    lengths = [len(q.prompt) for q in questions(Row("long_echo", True, 700), LONG_ECHO, voice, 12, 0)]
+    assert len(lengths) == 12
+    assert 0.9 * 700 < min(lengths) <= max(lengths) <= 700
+    assert len({length % 4 for length in lengths}) == 4
+
+
+def test_the_limit_grows_with_the_reference_answer(voice: Voice) -> None:
+    item = echo(Random(0), True, 0)
+    short, long = voice.question(item), voice.question(replace(item, reasoning=item.reasoning * 50))
+    assert 32 < short.limit < 60 < 5 * short.limit < long.limit
+
+
+# --- what is right -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("thinking", "text", "finish", "right"),
+    [
+        (False, "7", "stop", True),
+        (False, "8", "stop", False),
+        (False, "7", "length", False),
+        (False, "7", "context", False),
+        (False, "7", "role_token", False),
+        (True, "It is 7.</think>7", "stop", True),
+        (True, "7", "stop", False),  # never left its reasoning
+        (False, "", "stop", False),
+    ],
+)
+def test_an_answer_is_right_if_it_is_judged_so_and_ended_by_itself(
+    thinking: bool, text: str, finish: str, right: bool
+) -> None:
+    answer = judged(question(thinking), ECHO, Said(text, 3, finish))
+    assert answer.right == right
+    assert (answer.text, answer.tokens, answer.finish, answer.prompt_tokens) == (text, 3, finish, 5)
+
+
+def test_facts_that_are_no_plain_values_are_left_out() -> None:
+    assert set(judged(question(), ECHO, Said("7", 1, "stop")).facts) == {"digits", "place"}
+
+
+def reference(voice: Voice, wrong: int = 0) -> Callable[..., list[Said]]:
+    """A model that knows every answer but the first few."""
+
+    def told(engine: object, asked: list[Question]) -> list[Said]:
+        texts = ["no" if n < wrong else q.item.content for n, q in enumerate(asked)]
+        return [Said(q.in_reasoning * "x</think>" + text, 3, "stop") for q, text in zip(asked, texts, strict=True)]
+
+    return told
+
+
+def test_a_planted_wrong_answer_and_a_planted_wrong_judge_lower_the_score(
+    llm: LLM, voice: Voice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def score(family: Family) -> Score:
+        return ask(llm, [Ask(Row("echo", True), family, 10)], 0).results[0].score
+
+    monkeypatch.setattr(answers, "say", reference(voice))
+    assert score(ECHO) == Score(10, 10)
+    strict_judge = Family(echo, lambda item, completion: says_it(item, completion) and int(item.key) % 2 == 0)
+    odd = sum(int(q.item.key) % 2 for q in questions(Row("echo", True), strict_judge, voice, 10, 0))
+    assert odd
+    assert score(strict_judge) == Score(10 - odd, 10)
+    monkeypatch.setattr(answers, "say", reference(voice, wrong=3))
+    assert score(ECHO) == Score(7, 10)
+
+
+def test_the_embedded_model_answers_the_same_alone_and_in_company(llm: LLM, voice: Voice) -> None:
+    asked = questions(Row("echo", False), ECHO, voice, 3, 0)
+    together = say(llm.engine, asked)
+    assert together == [say(llm.engine, [q])[0] for q in asked]
+    assert all(told.tokens <= q.limit for told, q in zip(together, asked, strict=True))
+
+
+def test_what_cannot_be_asked_is_said_and_not_skipped(llm: LLM, voice: Voice, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "say", reference(voice))
+    asked = [
+        Ask(Row("schema", False), Family(with_schema, says_it), 2),
+        Ask(Row("echo", False), ECHO, 2),
+        Ask(Row("long_echo", False, 5000), LONG_ECHO, 1),
+    ]
+    schema, plain, too_long = ask(llm, asked, 0).results
+    assert "response-format" in str(schema.why)
+    assert schema.score == Score(0, 0)
+    assert plain.why is None
+    assert plain.score == Score(2, 2)
+    assert "leaves no room" in str(too_long.why)
+
+
+def test_splits_by_length_by_value_and_by_quarter() -> None:
+    given = [
+        Answer("k", length, "", 1, "stop", length != 5, {"depth": depth, "digits": 2, "size": length * 1.5})
+        for length, depth in ((4, 0.0), (5, 0.24), (8, 0.25), (9, 1.0))
+    ]
+    assert splits(given)["prompt_mod_4"] == {"0": Score(2, 2), "1": Score(1, 2)}
+    assert splits(given)["depth"] == {
+        "0.0 to 0.25": Score(1, 2),
+        "0.25 to 0.5": Score(1, 1),
+        "0.75 to 1.0": Score(1, 1),
+    }
+    assert splits(given)["digits"] == {"2": Score(3, 4)}
+
+
+# --- perplexity ----------------------------------------------------------------------------------------------------
+
+
+def some_ids(llm: LLM, count: int) -> list[int]:
+    random = Random(3)
+    return [llm.tokenizer.bos_id, *(random.randrange(300, 4000) for _ in range(count))]
+
+
+def test_losses_are_those_of_one_direct_call(llm: LLM) -> None:
+    ids = some_ids(llm, 150)
+    model, options = served(llm)
+    store = Store(model.config, replace(options, max_context=len(ids), prefill_chunk=len(ids)))
+    logits = model.logits(model(model.batch([Segment(0, 0, ids)]), store).streams).double()
+    byhand = [math.log(sum(row.exp().tolist())) - float(row[ids[n + 1]]) for n, row in enumerate(logits[:-1])]
+    assert losses(model, options, ids).tolist() == pytest.approx(byhand, rel=1e-9)
+
+
+@pytest.mark.parametrize("chunk", [3, 37, 200])
+def test_losses_do_not_depend_on_the_chunk(llm: LLM, chunk: int) -> None:
+    ids = some_ids(llm, 140)
+    whole = losses(*served(llm), ids)
+    assert len(whole) == 140
+    assert torch.equal(losses(*served(llm), ids, chunk), whole)
+
+
+def test_the_models_own_words_are_what_it_predicts(llm: LLM) -> None:
+    """An off-by-one between logits and targets shows here: every greedy token is the argmax of the row before it."""
+    prompt = llm.tokenizer.encode_prompt(
+        llm.prompt([{"role": "user", "content": "What is the capital of Peru?"}]).pieces
+    )
+    number = llm.engine.add(prompt, Sampling(temperature=0, max_tokens=12))
+    said = []
+    while llm.engine.busy:
+        said += [delta.token for delta in llm.engine.step() if delta.number == number]
+    best = torch.cat([logits.argmax(-1) for logits in forced_logits(*served(llm), [*prompt, *said], 7)])
+    assert best[len(prompt) - 1 : -1].tolist() == said
+
+
+def test_nats_of_a_uniform_model() -> None:
+    assert nats(torch.zeros(3, 8), torch.tensor([0, 5, 7])).tolist() == pytest.approx([math.log(8)] * 3)
+
+
+def test_no_ids_and_one_id_have_no_loss(llm: LLM) -> None:
+    assert losses(*served(llm), []).tolist() == losses(*served(llm), [0]).tolist() == []
+
+
+def test_the_unigram_yardstick_is_the_best_there_is() -> None:
+    found = unigram_nats([[1, 1], [1, 2]])
+    assert found == pytest.approx({1: math.log(4 / 3), 2: math.log(4)})
+    assert sum(math.exp(-loss) for loss in found.values()) == pytest.approx(1)
+
+
+def test_perplexity_counts_tokens_characters_and_bytes(llm: LLM) -> None:
+    texts = encoded([Text("a", "Once upon a time."), Text("a", "The café.")], llm.tokenizer, None, 100)
+    loss = measure(llm, texts, unigram_nats(ids for _, ids in texts))
+    assert (loss.tokens, loss.characters, loss.bytes) == (sum(len(ids) for _, ids in texts), 26, 27)
+    report = loss.as_json()
+    assert report["perplexity"] == pytest.approx(math.exp(loss.nats / loss.tokens))
+    assert report["bits_per_byte"] == pytest.approx(loss.nats / math.log(2) / 27)
+    alone = [measure(llm, [text], unigram_nats(ids for _, ids in texts)) for text in texts]
+    assert alone[0] + alone[1] == loss
+
+
+def test_texts_are_cut_by_piece_and_by_source(llm: LLM) -> None:
+    texts = [Text(source, "one two three four five six seven eight") for source in "aab"]
+    cut = encoded(texts, llm.tokenizer, 7, 5)
+    assert [(text.source, len(ids)) for text, ids in cut] == [("a", 5), ("a", 2), ("b", 5)]
+    assert all(llm.tokenizer.decode(ids) == text.text for text, ids in cut)
+
+
+@pytest.mark.parametrize(
+    "line", ["{", "[]", '{"source": "a"}', '{"source": "a", "text": 1}', '{"source": "", "text": "b"}']
+)
+def test_a_broken_line_of_texts_is_named(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.write_text('{"source": "a", "text": "b\u2028c"}\n' + line + "\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"^texts.jsonl:2; got"):
+        read_texts(path)
+
+
+# --- the whole -----------------------------------------------------------------------------------------------------
+
+
+def plan_of(rows: Sequence[Row], **changes: Any) -> Plan:
+    given: dict[str, Any] = {"model": Path("m"), "texts": Path("t"), "options": EngineOptions(), "dialect": None}
+    given |= {"rows": tuple(rows), "items": 1, "long_items": 1, "seed": 0, "tokens": None, "piece": 10}
+    return Plan(**(given | changes))
+
+
+def evaluation(results: Sequence[Result], draft: Score) -> Evaluation:
+    told = Told(tuple(results), 1.0, draft)
+    reading = Reading("a", Loss(1, 2, 1, 1, 1), 0.1)
+    return Evaluation(
+        plan_of([result.row for result in results]), (told, told._replace(results=())), (reading,), Speed(1, 1.0), 1.0
+    )
+
+
+def row_of(right: int, n: int, row: Row) -> Result:
+    verdicts = [True] * right + [False] * (n - right)
+    return Result(row, tuple(Answer(str(k), 4, "", 1, "stop", v, {}) for k, v in enumerate(verdicts)))
+
+
+def test_short_rows_are_asked_together_until_the_engine_is_busy() -> None:
+    rows = [Row(name, True) for name in "abcde"] + [Row("f", True, 1024)]
+    few = plan_of(rows, items=6, long_items=1, options=EngineOptions(max_sequences=8))
+    assert [[row.family for row in group] for group in grouped(few)] == [["a", "b", "c"], ["d", "e", "f"]]
+    many = plan_of(rows, items=200, long_items=200, options=EngineOptions(max_sequences=8))
+    assert grouped(many) == [(row,) for row in rows]
+
+
+def test_bars_are_met_not_met_not_measured_or_cannot_be_asked() -> None:
+    needles = [Row("needle", thinking, 8192) for thinking in (True, False)]
+    tools = [Row("tool_call", thinking) for thinking in (True, False)]
+    found = evaluation(
+        (
+            row_of(200, 200, Row("capital", True)),
+            row_of(150, 200, Row("add", True)),
+            row_of(200, 200, needles[0]),
+            row_of(180, 200, needles[1]),
+            row_of(200, 200, tools[0]),
+            Result(tools[1], why="no template"),
+        ),
+        Score(40, 50),
+    )
+    said = {judged.bar.name: (judged.verdict, judged.lower) for judged in judged_bars(found)}
+    assert [verdict for verdict, _ in said.values()] == [
+        "met", "not met", "cannot be asked", "not met", "not measured", "met",
+    ]  # fmt: skip
+    assert said["needle at 8K"][1] == wilson(180, 200)[0]
+    assert said["needle at 32K"][1] is None
+    assert failed(found)
+    assert not failed(evaluation([row_of(200, 200, Row("capital", True))], Score(40, 50)))
+
+
+def test_options_fit_the_longest_row_and_the_draft(pico_dir: Path) -> None:
+    config = ModelConfig.load(pico_dir)
+    fitted = evaluate.options_for(config, [Row("needle", True, 32768), Row("echo", True)], EngineOptions())
+    assert fitted.max_context == 32768 + evaluate.ANSWER_ROOM
+    assert fitted.draft_tokens == 1
+    assert evaluate.options_for(config, [Row("echo", True)], EngineOptions()).max_context == evaluate.SHORT_PROMPTS
+    assert evaluate.options_for(replace(config, num_nextn_predict_layers=0), [], EngineOptions()).draft_tokens == 0
+    short = replace(config, max_position_embeddings=5000)
+    assert evaluate.options_for(short, [Row("n", True, 8192)], EngineOptions()).max_context == 5000
+
+
+app = typer.Typer(pretty_exceptions_enable=False)
+app.command()(verb.evaluate)
+QUICK = ("--quick", "--items", "2", "--families", "capital,add")
+KEYS_OF_A_ROW = {
+    "family", "mode", "context", "cannot_be_asked", "n", "right", "share", "lower", "upper", "keys", "cut_off",
+    "prompt_tokens", "answer_tokens", "splits", "items",
+}  # fmt: skip
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> str:
+    """Two short texts."""
+    path = tmp_path / "heldout.jsonl"
+    lines = [{"source": source, "text": "A dog sat in the sun."} for source in ("first", "second")]
+    path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    return str(path)
+
+
+def run(*arguments: str) -> Any:
+    done = CliRunner().invoke(app, arguments)
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done
+
+
+def without_times(report: dict[str, Any]) -> dict[str, Any]:
+    times = ("seconds", "speed")
+    return {
+        name: [without_times(row) for row in value] if name == "rows" else
+        without_times(value) if name == "perplexity" else value
+        for name, value in report.items() if name not in times
+    }  # fmt: skip
+
+
+def test_the_verb_end_to_end(texts: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "_SPEED_TOKENS", 4)
+    done = run(*QUICK, "--texts", texts, "--json", "-", "--jobs", "1")
+    assert done.exit_code == 0
+    report = json.loads(done.stdout)
+    assert list(report) == [
+        "versions", "model", "plan", "confidence", "seconds", "rows", "all", "draft", "perplexity", "speed", "bars",
+    ]  # fmt: skip
+    assert [(row["family"], row["mode"]) for row in report["rows"]] == [
+        (family, mode) for family in ("capital", "add") for mode in ("thinking", "plain")
+    ]
+    for row in report["rows"]:
+        assert set(row) == KEYS_OF_A_ROW
+        assert row["n"] == len(row["items"]) == 2
+        assert row["right"] == sum(item["right"] for item in row["items"])
+        assert row["prompt_tokens"] == sum(item["prompt_tokens"] for item in row["items"])
+        assert all(set(item) == set(Answer.__dataclass_fields__) for item in row["items"])
+    assert report["draft"]["n"] > 0
+    assert list(report["perplexity"]["sources"]) == ["first", "second"]
+    assert report["perplexity"]["total"]["tokens"] == 2 * report["perplexity"]["sources"]["first"]["tokens"]
+    assert report["speed"]["alone"]["tokens_per_second"] > 0
+    assert report["speed"]["side_by_side"]["tokens"] == sum(row["answer_tokens"] for row in report["rows"])
+    assert {bar["verdict"] for bar in report["bars"]} <= {"met", "not met", "not measured", "cannot be asked"}
+    for shown in ("capital", "thinking", "perplexity", "not measured", "tokens/s"):
+        assert shown in done.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds(texts: str, tmp_path: Path) -> None:
+    reports = []
+    for jobs in ("1", "2"):
+        path = tmp_path / f"{jobs}.json"
+        options = ("--items", "1", "--families", "capital", "--texts", texts, "--json", str(path), "--jobs", jobs)
+        assert "capital" in run(*options).stdout
+        reports.append(json.loads(path.read_text(encoding="utf-8")))
+    assert without_times(reports[0]) == without_times(reports[1])
+
+
+@pytest.mark.parametrize(("strict", "code"), [((), 0), (("--strict",), 1)])
+def test_a_bar_that_is_not_met_is_no_error_unless_asked(
+    strict: tuple[str, ...], code: int, texts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = evaluation([row_of(0, 20, Row("capital", True))], Score(0, 0))
+    monkeypatch.setattr(evaluate, "evaluate", lambda *given: found)
+    assert run("--quick", "--families", "capital", "--texts", texts, *strict).exit_code == code
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (("--families", "capital,nothing"), "--families; got nothing; wanted some of capital"),
+        (("--contexts", "1024,many"), "--contexts; got 1024,many; wanted"),
+        (("--texts", "nowhere.jsonl"), "nowhere.jsonl"),
+        (("--dialect", "nothing"), "no such dialect"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_is_asked(
+    options: tuple[str, ...], why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "one_alone", None)
+    with pytest.raises((RequestError, ConfigError, PromptError), match=why):
+        run("--quick", *options)

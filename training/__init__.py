@@ -1,0 +1,1 @@
+"""Makes the embedded models: the corpus, the vocabulary, the trainer. Not part of the installed package."""
