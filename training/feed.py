@@ -1,8 +1,8 @@
 """Batches of packed rows, drawn by processes of their own, the same for a seed however many processes there are.
 
-A document is one exercise with its answer, one definition asked for, or one passage of a text. Rows are filled with whole
-documents; what a row cannot hold begins the next one, and a passage of text, cut to size, fills the gap. Every token has a
-weight: what the model is to say counts fully, what others say little, and passages of text fully.
+A document is one exercise with its answer, one definition asked for, or one passage of a text. Rows are filled with
+whole documents; what a row cannot hold begins the next one, and a passage of text, cut to size, fills the gap. Every
+token has a weight: what the model is to say counts fully, what others say little, and passages of text fully.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The architecture as it is trained: whole rows of tokens at once, with gradients, in pieces that compile.
 
-The mathematics is that of `dsv4/model` and `dsv4/ops`, where each equation is explained; here it is arranged for a GPU that
-trains. N tokens are B rows of S, one after another. Everything but the attention to compressed entries works on the flat N,
-so that a piece is compiled once for every layer and every length of row. A test compares the logits with the engine's.
+The mathematics is that of `dsv4/model` and `dsv4/ops`, where each equation is explained; here it is arranged for a
+GPU that trains. N tokens are B rows of S, one after another. Everything but the attention to compressed entries works
+on the flat N, so that a piece is compiled once for every layer and every length of row. A test compares the logits
+with the engine's.
 
 Three things are taught that logits alone would not: the Lightning indexer (it only picks, so it gets its own loss, the
 divergence of its softmax from where attention went), the draft, and rounding (see `rounding.py`).

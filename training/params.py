@@ -1,4 +1,4 @@
-"""The flat table of parameters: Hub names, except that a layer's experts are one stack [E, out, in]; and the way out."""
+"""The flat table of parameters: Hub names, except that a layer's experts are one stack [E, out, in]."""
 
 from __future__ import annotations
 

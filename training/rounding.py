@@ -1,8 +1,8 @@
 """Rounding that a gradient passes through: what the engine will do to numbers, seen during training.
 
 Forward is the format's own rounding, backward the identity (a straight-through estimate). The scales are those of the
-reference's quantisers: powers of two, rounded up. These are written for a compiler that fuses them into their neighbours;
-`dsv4/quant` holds the bytes, and a test compares the two.
+reference's quantisers: powers of two, rounded up. These are written for a compiler that fuses them into their
+neighbours; `dsv4/quant` holds the bytes, and a test compares the two.
 """
 
 from __future__ import annotations

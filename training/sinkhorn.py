@@ -1,9 +1,9 @@
-"""Sinkhorn's iteration with a gradient, one thread's work per token: [N, M, M] logits to nearly doubly stochastic matrices.
+"""Sinkhorn's iteration with a gradient: [N, M, M] logits to nearly doubly stochastic matrices, a token a thread.
 
-Unrolled in a framework this is 40 small steps over sixteen numbers, forward and backward, twice a layer: most of the time
-of a thin model. Here it is two GPU kernels. The backward pass runs the iteration again, keeps the sums that it divided by,
-and walks back through them: with y = x / (s + eps) and s = sum(x),  dx = (dy - sum(dy * y)) / (s + eps)  and
-x = y * (s + eps). On a CPU the plain loop is used. The equations are those of `dsv4/ops/mhc.py`.
+Unrolled in a framework this is 40 small steps over sixteen numbers, forward and backward, twice a layer: most of the
+time of a thin model. Here it is two GPU kernels. The backward pass runs the iteration again, keeps the sums that it
+divided by, and walks back through them: with y = x / (s + eps) and s = sum(x),  dx = (dy - sum(dy * y)) / (s + eps)
+and x = y * (s + eps). On a CPU the plain loop is used. The equations are those of `dsv4/ops/mhc.py`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """`python -m training.train tiny`: trains a recipe on one GPU (or, slowly, a CPU) and exports the model.
 
-A run is a directory: `state.pt` to go on from after an interruption, `log.jsonl` with the curves, and at the end `model/` in
-the official format. The same seed gives the same batches; a run that was interrupted continues as if it had not been.
+A run is a directory: `state.pt` to go on from after an interruption, `log.jsonl` with the curves, and at the end
+`model/` in the official format. The same seed gives the same batches; a run that was interrupted continues as if it
+had not been.
 """
 
 from __future__ import annotations
