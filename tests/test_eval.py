@@ -176,6 +176,13 @@ def test_a_long_prompt_fills_its_context_and_no_more(voice: Voice) -> None:
     assert len({length % 4 for length in lengths}) == 4
 
 
+def test_a_prompt_that_came_out_too_long_is_not_asked(voice: Voice) -> None:
+    unsteady = Family(lambda r, thinking, size: long_echo(r, thinking, int(size * r.choice((1, 1.5)))), says_it)
+    lengths = [len(q.prompt) for q in questions(Row("long_echo", True, 300), unsteady, voice, 12, 0)]
+    assert len(lengths) == 12
+    assert max(lengths) <= 300
+
+
 def test_the_limit_grows_with_the_reference_answer(voice: Voice) -> None:
     item = echo(Random(0), True, 0)
     short, long = voice.question(item), voice.question(replace(item, reasoning=item.reasoning * 50))
@@ -204,6 +211,16 @@ def test_an_answer_is_right_if_it_is_judged_so_and_ended_by_itself(
     answer = judged(question(thinking), ECHO, Said(text, 3, finish))
     assert answer.right == right
     assert (answer.text, answer.tokens, answer.finish, answer.prompt_tokens) == (text, 3, finish, 5)
+
+
+@pytest.mark.parametrize("offered", [True, False])
+def test_a_tool_call_counts_only_where_tools_were_offered(offered: bool) -> None:
+    call = '<｜DSML｜tool_calls>\n<｜DSML｜invoke name="f">\n</｜DSML｜invoke>\n</｜DSML｜tool_calls>'
+    family = Family(echo, lambda item, completion: [c.name for c in completion.calls] == ["f"])
+    asked = question()
+    tools = ({"type": "function", "function": {"name": "f", "parameters": {}}},) if offered else ()
+    asked = replace(asked, item=replace(asked.item, tools=tools))
+    assert judged(asked, family, Said(call, 9, "stop")).right == offered
 
 
 def test_facts_that_are_no_plain_values_are_left_out() -> None:
@@ -261,9 +278,9 @@ def test_what_cannot_be_asked_is_said_and_not_skipped(llm: LLM, voice: Voice, mo
 def test_splits_by_length_by_value_and_by_quarter() -> None:
     given = [
         Answer("k", length, "", 1, "stop", length != 5, {"depth": depth, "digits": 2, "size": length * 1.5})
-        for length, depth in ((4, 0.0), (5, 0.24), (8, 0.25), (9, 1.0))
+        for length, depth in ((4, 0.0), (5, 0.24), (8, 0.25), (10, 1.0))
     ]
-    assert splits(given)["prompt_mod_4"] == {"0": Score(2, 2), "1": Score(1, 2)}
+    assert splits(given)["prompt_mod_4"] == {"0": Score(2, 2), "1": Score(0, 1), "2": Score(1, 1)}
     assert splits(given)["depth"] == {
         "0.0 to 0.25": Score(1, 2),
         "0.25 to 0.5": Score(1, 1),
@@ -329,6 +346,8 @@ def test_perplexity_counts_tokens_characters_and_bytes(llm: LLM) -> None:
     loss = measure(llm, texts, unigram_nats(ids for _, ids in texts))
     assert (loss.tokens, loss.characters, loss.bytes) == (sum(len(ids) for _, ids in texts), 26, 27)
     report = loss.as_json()
+    behind_bos = sum(float(losses(*served(llm), [llm.tokenizer.bos_id, *ids]).sum()) for _, ids in texts)
+    assert loss.nats == pytest.approx(behind_bos)
     assert report["perplexity"] == pytest.approx(math.exp(loss.nats / loss.tokens))
     assert report["bits_per_byte"] == pytest.approx(loss.nats / math.log(2) / 27)
     alone = [measure(llm, [text], unigram_nats(ids for _, ids in texts)) for text in texts]

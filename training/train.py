@@ -29,6 +29,8 @@ from training.params import initial
 from training.recipes import Phase, Recipe
 
 EVERY = 50  # steps between lines of the log
+DECAYED = ("embed", "head")  # and the routers: a score that runs away never comes back
+SAVE_EVERY = 500  # steps between states, so that an interruption costs little
 BIAS_RATE = 1e-3  # how fast the router's bias evens out the experts
 
 
@@ -45,8 +47,8 @@ class Run:
         adam = {name: p for name, p in learnt.items() if by_adam(name, p) and p.requires_grad}
         matrices = {name: p for name, p in learnt.items() if name not in adam and p.requires_grad}
         self.muon = Muon(matrices, {name: config.o_groups for name in matrices if name.endswith("wo_a.weight")})
-        decayed = [p for name, p in adam.items() if name.startswith(("embed", "head"))]
-        rest = [p for name, p in adam.items() if not name.startswith(("embed", "head"))]
+        decayed = [p for name, p in adam.items() if name.startswith(DECAYED) or ".gate." in name]
+        rest = [p for name, p in adam.items() if not (name.startswith(DECAYED) or ".gate." in name)]
         groups = [{"params": decayed, "weight_decay": recipe.decay}, {"params": rest, "weight_decay": 0.0}]
         self.adam = torch.optim.AdamW(groups, lr=recipe.rate, betas=(0.9, 0.95), eps=1e-10, fused=device != "cpu")
         self.network = Network(config, self.params, torch.bfloat16, compiled=compiled)
@@ -141,6 +143,10 @@ def train(run: Run, plan: Plan, out: Path, processes: int, deadline: float) -> b
                 print(line, flush=True)
                 log.write(json.dumps(line) + "\n")
                 log.flush()
+                if not line["loss"] < float("inf"):
+                    raise FloatingPointError(f"step {run.step}: the loss is {line['loss']}; the last state is kept")
+            if run.step % SAVE_EVERY == 0:
+                run.save(out / "state.pt")
             if time.monotonic() > deadline and run.step < run.recipe.steps:
                 break
     run.save(out / "state.pt")
