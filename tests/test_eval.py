@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,27 +10,22 @@ from random import Random
 from typing import Any
 
 import pytest
-import torch
 import typer
 from typer.testing import CliRunner
 
-from dsv4.cache.store import Store
 from dsv4.chat.events import Completion
 from dsv4.check import answers, evaluate
 from dsv4.check.answers import Answer, Ask, Result, Said, Told, ask, judged, say, splits
 from dsv4.check.evaluate import Evaluation, Plan, Reading, Speed, grouped
 from dsv4.check.evaluate_report import failed, judged_bars
-from dsv4.check.forced import forced_logits, losses, nats, served
-from dsv4.check.perplexity import Loss, Text, encoded, measure, read_texts, unigram_nats
+from dsv4.check.perplexity import Loss
 from dsv4.check.questions import Question, Voice, modes, questions, rows, stretches
-from dsv4.check.score import BARS, Row, Score, verdict, wilson, worst
+from dsv4.check.score import Row, Score, wilson
 from dsv4.check.tasks.item import Family, Item
 from dsv4.cli import eval as verb
 from dsv4.config import EngineOptions, ModelConfig
-from dsv4.engine.request import Sampling
 from dsv4.errors import ConfigError, PromptError, RequestError
 from dsv4.llm import LLM
-from dsv4.model.batch import Segment
 
 KEYS = 400
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}}
@@ -83,56 +77,6 @@ def voice(llm: LLM) -> Voice:
 def question(thinking: bool = False, number: int = 7) -> Question:
     item = replace(echo(Random(number), thinking, 0), wanted="7")
     return Question(item, (0, 1, 2, 3, 4), 40, thinking)
-
-
-# --- how sure ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("right", "n", "lower", "upper"),
-    [  # the score method of Newcombe's comparison (Statistics in Medicine 17, 1998), to its four digits
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0000, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-        (20, 20, 1 - 0.1611, 1.0),
-        (0, 0, 0.0, 1.0),
-    ],
-)
-def test_wilson_interval(right: int, n: int, lower: float, upper: float) -> None:
-    assert wilson(right, n) == pytest.approx((lower, upper), abs=6e-5)
-
-
-@pytest.mark.parametrize(
-    ("right", "n", "wanted", "said"),
-    [
-        (197, 200, 0.95, "met"),
-        (196, 200, 0.95, "not met"),
-        (12, 12, 0.95, "not measured"),
-        (11, 12, 0.95, "not measured"),
-        (3, 12, 0.95, "not met"),
-        (0, 0, 0.95, "not measured"),
-        (15, 15, 0.80, "not measured"),
-        (16, 16, 0.80, "met"),
-    ],
-)
-def test_a_bar_is_met_by_the_lower_bound_and_few_items_show_nothing(
-    right: int, n: int, wanted: float, said: str
-) -> None:
-    assert verdict(Score(right, n), wanted) == said
-
-
-def test_a_bar_is_as_good_as_its_worst_row() -> None:
-    assert worst(["met", "not measured"]) == "not measured"
-    assert worst(["cannot be asked", "met"]) == "cannot be asked"
-    assert worst(["met", "not met", "cannot be asked"]) == "not met"
-    assert worst(["met", "met"]) == "met"
-
-
-def test_every_bar_names_rows_that_exist() -> None:
-    known = set(evaluate.planned((), verb.FULL.contexts))
-    assert [row for bar in BARS for row in bar.rows if row not in known] == []
-    assert sum(not bar.rows for bar in BARS) == 1  # the draft's
 
 
 # --- what is asked -------------------------------------------------------------------------------------------------
@@ -287,88 +231,6 @@ def test_splits_by_length_by_value_and_by_quarter() -> None:
         "0.75 to 1.0": Score(1, 1),
     }
     assert splits(given)["digits"] == {"2": Score(3, 4)}
-
-
-# --- perplexity ----------------------------------------------------------------------------------------------------
-
-
-def some_ids(llm: LLM, count: int) -> list[int]:
-    random = Random(3)
-    return [llm.tokenizer.bos_id, *(random.randrange(300, 4000) for _ in range(count))]
-
-
-def test_losses_are_those_of_one_direct_call(llm: LLM) -> None:
-    ids = some_ids(llm, 150)
-    model, options = served(llm)
-    store = Store(model.config, replace(options, max_context=len(ids), prefill_chunk=len(ids)))
-    logits = model.logits(model(model.batch([Segment(0, 0, ids)]), store).streams).double()
-    byhand = [math.log(sum(row.exp().tolist())) - float(row[ids[n + 1]]) for n, row in enumerate(logits[:-1])]
-    assert losses(model, options, ids).tolist() == pytest.approx(byhand, rel=1e-9)
-
-
-@pytest.mark.parametrize("chunk", [3, 37, 200])
-def test_losses_do_not_depend_on_the_chunk(llm: LLM, chunk: int) -> None:
-    ids = some_ids(llm, 140)
-    whole = losses(*served(llm), ids)
-    assert len(whole) == 140
-    assert torch.equal(losses(*served(llm), ids, chunk), whole)
-
-
-def test_the_models_own_words_are_what_it_predicts(llm: LLM) -> None:
-    """An off-by-one between logits and targets shows here: every greedy token is the argmax of the row before it."""
-    prompt = llm.tokenizer.encode_prompt(
-        llm.prompt([{"role": "user", "content": "What is the capital of Peru?"}]).pieces
-    )
-    number = llm.engine.add(prompt, Sampling(temperature=0, max_tokens=12))
-    said = []
-    while llm.engine.busy:
-        said += [delta.token for delta in llm.engine.step() if delta.number == number]
-    best = torch.cat([logits.argmax(-1) for logits in forced_logits(*served(llm), [*prompt, *said], 7)])
-    assert best[len(prompt) - 1 : -1].tolist() == said
-
-
-def test_nats_of_a_uniform_model() -> None:
-    assert nats(torch.zeros(3, 8), torch.tensor([0, 5, 7])).tolist() == pytest.approx([math.log(8)] * 3)
-
-
-def test_no_ids_and_one_id_have_no_loss(llm: LLM) -> None:
-    assert losses(*served(llm), []).tolist() == losses(*served(llm), [0]).tolist() == []
-
-
-def test_the_unigram_yardstick_is_the_best_there_is() -> None:
-    found = unigram_nats([[1, 1], [1, 2]])
-    assert found == pytest.approx({1: math.log(4 / 3), 2: math.log(4)})
-    assert sum(math.exp(-loss) for loss in found.values()) == pytest.approx(1)
-
-
-def test_perplexity_counts_tokens_characters_and_bytes(llm: LLM) -> None:
-    texts = encoded([Text("a", "Once upon a time."), Text("a", "The café.")], llm.tokenizer, None, 100)
-    loss = measure(llm, texts, unigram_nats(ids for _, ids in texts))
-    assert (loss.tokens, loss.characters, loss.bytes) == (sum(len(ids) for _, ids in texts), 26, 27)
-    report = loss.as_json()
-    behind_bos = sum(float(losses(*served(llm), [llm.tokenizer.bos_id, *ids]).sum()) for _, ids in texts)
-    assert loss.nats == pytest.approx(behind_bos)
-    assert report["perplexity"] == pytest.approx(math.exp(loss.nats / loss.tokens))
-    assert report["bits_per_byte"] == pytest.approx(loss.nats / math.log(2) / 27)
-    alone = [measure(llm, [text], unigram_nats(ids for _, ids in texts)) for text in texts]
-    assert alone[0] + alone[1] == loss
-
-
-def test_texts_are_cut_by_piece_and_by_source(llm: LLM) -> None:
-    texts = [Text(source, "one two three four five six seven eight") for source in "aab"]
-    cut = encoded(texts, llm.tokenizer, 7, 5)
-    assert [(text.source, len(ids)) for text, ids in cut] == [("a", 5), ("a", 2), ("b", 5)]
-    assert all(llm.tokenizer.decode(ids) == text.text for text, ids in cut)
-
-
-@pytest.mark.parametrize(
-    "line", ["{", "[]", '{"source": "a"}', '{"source": "a", "text": 1}', '{"source": "", "text": "b"}']
-)
-def test_a_broken_line_of_texts_is_named(line: str, tmp_path: Path) -> None:
-    path = tmp_path / "texts.jsonl"
-    path.write_text('{"source": "a", "text": "b\u2028c"}\n' + line + "\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"^texts.jsonl:2; got"):
-        read_texts(path)
 
 
 # --- the whole -----------------------------------------------------------------------------------------------------

@@ -85,6 +85,11 @@ _PIECES: tuple[Callable[..., Any], ...] = (
 )  # fmt: skip
 
 
+def _again(work: Callable[..., Any], *given: Tensor) -> Any:
+    """The result of `work`, which will be computed again for the gradient instead of being kept."""
+    return checkpoint(work, *given, use_reentrant=False, preserve_rng_state=False)
+
+
 class Network:
     """The functions above wired as the configuration says, over one flat table of parameters."""
 
@@ -104,10 +109,9 @@ class Network:
             self.compile(name)
         c, s = config, config.rope_scaling
         yarn = (s.factor, s.original_max_position_embeddings, s.beta_fast, s.beta_slow)
-        self.steps = (
-            frequencies(c.qk_rope_head_dim, c.rope_theta),
-            frequencies(c.qk_rope_head_dim, c.compress_rope_theta, *yarn),
-        )
+        plain = frequencies(c.qk_rope_head_dim, c.rope_theta)
+        device = params["embed.weight"].device
+        self.steps = plain.to(device), frequencies(c.qk_rope_head_dim, c.compress_rope_theta, *yarn).to(device)
 
     def compile(self, name: str) -> None:
         """Run a piece through the compiler, once for every shape it meets."""
@@ -118,7 +122,7 @@ class Network:
         """ids [B, S] -> the rows of a step."""
         count, length = ids.shape
         positions = torch.arange(length, device=ids.device)
-        turns = (positions[:, None].float() * steps.to(ids.device) for steps in self.steps)
+        turns = (positions[:, None].float() * steps for steps in self.steps)
         plain, yarn = (Turn(angle.cos().repeat(count, 1), angle.sin().repeat(count, 1)) for angle in turns)
         return Rows(ids.flatten(), length, positions.repeat(count), plain, yarn)
 
@@ -220,7 +224,7 @@ class Network:
                 iq, iw = (t.view(b, s, *t.shape[1:])[:, cut] for t in index[:2])
                 chunk += [iq, iw, index[2].view(b, s // ratio, -1)]
             inner = self.dense_chunk if index is None else self.sparse_chunk if sparse else self.warm_chunk
-            results.append(inner(*chunk) if step == s else checkpoint(inner, *chunk, use_reentrant=False))
+            results.append(inner(*chunk) if step == s else _again(inner, *chunk))
         if index is not None:
             losses.index.append(sum(r[3] for r in results) / len(rows.ids))
             losses.recall.append(sum(r[4] for r in results) / len(rows.ids))

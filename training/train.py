@@ -23,10 +23,11 @@ from torch import Tensor
 from training import recipes
 from training.export import export_model
 from training.feed import Block, Plan, blocks, schedule
-from training.network import COMPILED, Losses, Network
+from training.network import COMPILED, Network
 from training.optimizer import Muon, by_adam
 from training.params import initial
 from training.recipes import Phase, Recipe
+from training.step import Passes
 
 EVERY = 50  # steps between lines of the log
 DECAYED = ("embed", "head")  # and the routers: a score that runs away never comes back
@@ -51,55 +52,29 @@ class Run:
         rest = [p for name, p in adam.items() if not (name.startswith(DECAYED) or ".gate." in name)]
         groups = [{"params": decayed, "weight_decay": recipe.decay}, {"params": rest, "weight_decay": 0.0}]
         self.adam = torch.optim.AdamW(groups, lr=recipe.rate, betas=(0.9, 0.95), eps=1e-10, fused=device != "cpu")
-        self.network = Network(config, self.params, torch.bfloat16, compiled=compiled)
+        network = Network(config, self.params, torch.bfloat16, compiled=compiled)
+        self.passes = Passes(network, recipe, device, recorded=device != "cpu")
 
     def train(self, phase: Phase, block: Block) -> dict[str, Tensor]:
         """One step; returns what the log wants to know, still on the device."""
-        losses = Losses()
-        found = self._losses(phase, block, losses)
-        sum(found[name] * weight for name, weight in self._weights(losses)).backward()  # type: ignore[union-attr]
+        losses, load = self.passes(phase, block)
         gradients = [p.grad for group in self.adam.param_groups for p in group["params"] if p.grad is not None]
-        found["gradient"] = torch.nn.utils.get_total_norm(gradients)
-        torch._foreach_mul_(gradients, (1.0 / found["gradient"].clamp(min=1.0)))
-        self._update(losses)
-        return found | {
-            "load": torch.stack([(load.max() / load.float().mean()) for load in losses.load.values()]).amax()
-        }
+        size = torch.nn.utils.get_total_norm(gradients)
+        torch._foreach_mul_(gradients, 1.0 / size.clamp(min=1.0))
+        self._update(load)
+        uneven = torch.stack([each.max() / each.float().mean() for each in load.values()]).amax()
+        return losses | {"gradient": size, "load": uneven}
 
-    def _weights(self, losses: Losses) -> list[tuple[str, float]]:
-        return [("loss", 1.0), ("draft", self.recipe.draft_weight), *([("index", 1.0)] if losses.index else [])]
-
-    def _losses(self, phase: Phase, block: Block, losses: Losses) -> dict[str, Tensor]:
-        ids, weights = (self._upload(array) for array in (block.ids, block.weights))
-        ids, length = ids.long(), phase.length
-        rows, following = self.network.rows(ids[:, :length]), self.network.rows(ids[:, 1 : length + 1])
-        streams = self.network.streams(rows, losses, phase.sparse)
-        each = self.network.losses(streams, following.ids)
-        drafted = self.network.draft_streams(streams, following, losses)
-        draft = self.network.draft_losses(drafted, ids[:, 2:].flatten())
-        share, draft_share = (weights[:, n : n + length].flatten().float() for n in (1, 2))
-        out = {"loss": (each * share).sum() / share.sum(), "draft": (draft * draft_share).sum() / draft_share.sum()}
-        if losses.index:
-            count = len(losses.index)
-            out |= {"index": sum(losses.index) / count, "recall": sum(losses.recall) / count}  # type: ignore[dict-item]
-        return out
-
-    def _upload(self, array: Any) -> Tensor:
-        tensor = torch.from_numpy(array.astype("int32"))
-        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device != "cpu" else tensor
-
-    def _update(self, losses: Losses) -> None:
+    @torch.no_grad()
+    def _update(self, load: dict[str, Tensor]) -> None:
         factor = pace(self.step, self.recipe)
         for group in self.adam.param_groups:
             group["lr"] = self.recipe.rate * factor
         self.muon.step(self.recipe.matrix_rate * factor, self.recipe.decay)
         self.adam.step()
-        for p in self.params.values():
-            p.grad = None
-        with torch.no_grad():
-            for name, bias in self.biases.items():
-                load = losses.load[name.removesuffix("gate.bias")].float()
-                bias += BIAS_RATE * torch.sign(load.mean() - load)
+        for name, bias in self.biases.items():
+            tokens = load[name.removesuffix("gate.bias")].float()
+            bias += BIAS_RATE * torch.sign(tokens.mean() - tokens)
         self.step += 1
 
     def save(self, path: Path) -> None:
