@@ -39,31 +39,23 @@ class Muon:
     """
 
     def __init__(self, params: Mapping[str, Tensor], pieces: Mapping[str, int], momentum: float = 0.95) -> None:
-        self.params, self.momentum = dict(params), momentum
-        self.shapes: dict[tuple[int, int], list[str]] = {}
-        self.views = {name: _matrices(p, pieces.get(name, 1)) for name, p in self.params.items()}
-        for name, view in self.views.items():
-            self.shapes.setdefault((view.shape[1], view.shape[2]), []).append(name)
-        self.moments = {
-            shape: torch.zeros(sum(len(self.views[n]) for n in names), *shape, device=self.views[names[0]].device)
-            for shape, names in self.shapes.items()
-        }
+        self.momentum = momentum
+        shapes: dict[tuple[int, int], list[tuple[Tensor, int]]] = {}
+        for name, p in params.items():
+            count = len(p) if p.dim() == 3 else pieces.get(name, 1)
+            shapes.setdefault((p.numel() // p.shape[-1] // count, p.shape[-1]), []).append((p, count))
+        self.members = shapes
+        self.matrices = {shape: _joined(shape, members) for shape, members in shapes.items()}
+        self.moments = {shape: torch.zeros_like(matrices) for shape, matrices in self.matrices.items()}
 
     @torch.no_grad()
     def step(self, rate: float, decay: float) -> None:
         """One update from the gradients."""
-        for shape, names in self.shapes.items():
-            grads = torch.cat([self._grad(name) for name in names])
+        for shape, members in self.members.items():
+            grads = torch.cat([_gradient(p).reshape(count, *shape) for p, count in members])
             moment = self.moments[shape].lerp_(grads, 1 - self.momentum)
             update = orthogonal(grads.lerp(moment, self.momentum)).float()
-            size = 0.2 * max(shape) ** 0.5 * rate
-            for name, part in zip(names, update.split([len(self.views[n]) for n in names]), strict=True):
-                self.views[name].mul_(1 - rate * decay).add_(part, alpha=-size)
-
-    def _grad(self, name: str) -> Tensor:
-        grad = self.params[name].grad
-        view = self.views[name]
-        return torch.zeros_like(view) if grad is None else grad.reshape(view.shape)
+            self.matrices[shape].mul_(1 - rate * decay).add_(update, alpha=-0.2 * max(shape) ** 0.5 * rate)
 
     def state_dict(self) -> dict[str, Any]:
         """The moments, by shape."""
@@ -75,7 +67,13 @@ class Muon:
             self.moments[shape].copy_(moment)
 
 
-def _matrices(p: Tensor, pieces: int) -> Tensor:
-    """[n, rows, columns], sharing the parameter's memory."""
-    data = p.detach()
-    return data if data.dim() == 3 else data.view(pieces, -1, data.shape[1])
+def _joined(shape: tuple[int, int], members: list[tuple[Tensor, int]]) -> Tensor:
+    """One tensor [n, rows, columns] that holds the members from now on: a few calls update however many there are."""
+    joined = torch.cat([p.detach().reshape(count, *shape) for p, count in members])
+    for (p, _), part in zip(members, joined.split([count for _, count in members]), strict=True):
+        p.data = part.view(p.shape)
+    return joined
+
+
+def _gradient(p: Tensor) -> Tensor:
+    return torch.zeros_like(p) if p.grad is None else p.grad

@@ -1,7 +1,7 @@
 """A pass forward and backward: as calls, or recorded once and replayed as one CUDA graph.
 
 Thin models are made of thousands of short kernels, which a host cannot start as fast as a GPU runs them. A recorded
-pass reads its tokens from tensors of its own and leaves losses and gradients in others; parameters stay where they were.
+pass reads its tokens from tensors of its own and leaves losses and gradients in others; parameters stay in place.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Recorded:
 
 
 class Passes:
-    """Runs blocks through a network. On a GPU each kind of phase is recorded when it first comes, in place of the last."""
+    """Runs blocks through a network. On a GPU a kind of phase is recorded when it first comes, in place of the last."""
 
     def __init__(self, network: Network, recipe: Recipe, device: str, recorded: bool) -> None:
         self.network, self.recipe, self.device, self.recorded = network, recipe, device, recorded

@@ -44,6 +44,9 @@ class Run:
         start = initial(config, recipe.seed)
         self.params = {name: p.to(device).requires_grad_(p.is_floating_point()) for name, p in start.items()}
         self.biases = {name: p for name, p in self.params.items() if name.endswith("gate.bias")}
+        self.bias = torch.stack([p.detach() for p in self.biases.values()])  # of all routers, by layer
+        for p, row in zip(self.biases.values(), self.bias, strict=True):
+            p.data = row
         learnt = {n: p.requires_grad_(n not in self.biases) for n, p in self.params.items() if p.is_floating_point()}
         adam = {name: p for name, p in learnt.items() if by_adam(name, p) and p.requires_grad}
         matrices = {name: p for name, p in learnt.items() if name not in adam and p.requires_grad}
@@ -57,24 +60,22 @@ class Run:
 
     def train(self, phase: Phase, block: Block) -> dict[str, Tensor]:
         """One step; returns what the log wants to know, still on the device."""
-        losses, load = self.passes(phase, block)
+        losses, loads = self.passes(phase, block)
+        load = torch.stack([loads[name.removesuffix("gate.bias")] for name in self.biases]).float()
         gradients = [p.grad for group in self.adam.param_groups for p in group["params"] if p.grad is not None]
         size = torch.nn.utils.get_total_norm(gradients)
         torch._foreach_mul_(gradients, 1.0 / size.clamp(min=1.0))
         self._update(load)
-        uneven = torch.stack([each.max() / each.float().mean() for each in load.values()]).amax()
-        return losses | {"gradient": size, "load": uneven}
+        return losses | {"gradient": size, "load": (load.amax(1) / load.mean(1)).amax()}
 
     @torch.no_grad()
-    def _update(self, load: dict[str, Tensor]) -> None:
+    def _update(self, load: Tensor) -> None:
         factor = pace(self.step, self.recipe)
         for group in self.adam.param_groups:
             group["lr"] = self.recipe.rate * factor
         self.muon.step(self.recipe.matrix_rate * factor, self.recipe.decay)
         self.adam.step()
-        for name, bias in self.biases.items():
-            tokens = load[name.removesuffix("gate.bias")].float()
-            bias += BIAS_RATE * torch.sign(tokens.mean() - tokens)
+        self.bias += BIAS_RATE * torch.sign(load.mean(1, keepdim=True) - load)
         self.step += 1
 
     def save(self, path: Path) -> None:
