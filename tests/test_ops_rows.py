@@ -19,8 +19,9 @@ from dsv4.ops.linear import grouped_linear, linear
 from dsv4.ops.mhc import Mixed, mhc_head, mhc_post, mhc_pre, sigmoid, sinkhorn
 from dsv4.ops.moe import Expert, Route, moe, route, silu, softplus, swiglu
 from dsv4.ops.norm import rms_norm, unit_rms
-from dsv4.ops.quantize import hadamard, quantize_index, quantize_kv
-from dsv4.ops.rope import Rotation, frequencies, rope, rotation
+from dsv4.ops.quantize import _hadamard_matrix, hadamard, quantize_index, quantize_kv
+from dsv4.ops.rope import Rotation, _swapped, frequencies, rope, rotation
+from dsv4.quant import e2m1, e8m0
 from dsv4.quant.formats import FP8_BLOCK
 from dsv4.quant.rounding import FP8, OFFICIAL
 from dsv4.quant.tensor import QTensor
@@ -160,3 +161,10 @@ def test_cuda_gives_what_the_cpu_gives(name: str) -> None:
             assert torch.equal(there.cpu(), here)
         else:
             assert far(there, here) < (0.02 if here.dtype == HALF else 1e-4)
+
+
+@pytest.mark.parametrize("table", [_hadamard_matrix, _swapped, e2m1._table, e8m0._table])
+def test_tables_made_while_inferring_serve_training_too(table: Any) -> None:
+    given = (torch.device("cpu"),) if table in (e2m1._table, e8m0._table) else (48, torch.device("cpu"))
+    with torch.inference_mode():
+        assert not table(*given).is_inference()

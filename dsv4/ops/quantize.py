@@ -19,6 +19,7 @@ def quantize_kv(x: Tensor, rope_dims: int, rounding: Rounding = FP8_KV) -> Tenso
 
 
 @lru_cache(maxsize=8)
+@torch.inference_mode(False)  # training may need it later
 def _hadamard_matrix(n: int, device: torch.device) -> Tensor:
     matrix = torch.ones(1, 1, device=device)
     while len(matrix) < n:

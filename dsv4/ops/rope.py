@@ -64,6 +64,7 @@ def rope(x: Tensor, turn: Rotation, inverse: bool = False) -> Tensor:
 
 
 @lru_cache(maxsize=8)
+@torch.inference_mode(False)  # training may need it later
 def _swapped(dims: int, device: torch.device) -> Tensor:
     """1, 0, 3, 2, ...: the other member of each pair."""
     return torch.arange(dims, device=device) ^ 1

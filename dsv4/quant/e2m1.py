@@ -21,6 +21,7 @@ VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
 @cache
+@torch.inference_mode(False)  # training may need it later
 def _table(device: torch.device) -> torch.Tensor:
     return torch.tensor(VALUES + tuple(-v for v in VALUES), dtype=torch.float32, device=device)
 

@@ -18,6 +18,7 @@ NAN = 255
 
 
 @cache
+@torch.inference_mode(False)  # training may need it later
 def _table(device: torch.device) -> torch.Tensor:
     return torch.tensor([2.0 ** (b - ONE) for b in range(NAN)] + [float("nan")], dtype=torch.float32, device=device)
 
