@@ -126,6 +126,7 @@ def test_stored_shapes_of_official_matrices() -> None:
     assert names == {
         "fp8": ("F8_E4M3", "F8_E8M0"),
         "fp8_f32": ("F8_E4M3", "F32"),
+        "fp8_row": ("F8_E4M3", "F8_E8M0"),
         "mxfp4": ("I8", "F8_E8M0"),
         "nvfp4": ("U8", "F8_E4M3"),
     }
@@ -150,7 +151,7 @@ def test_numbers_that_are_not_finite_are_refused(fmt: Format, bad: float) -> Non
 def test_zero_blocks_encode_to_zeros_with_a_defined_scale(fmt: Format) -> None:
     q = fmt.encode(torch.zeros(3, 64))
     assert not q.data.view(torch.uint8).any()
-    stored = {"fp8": 127, "fp8_f32": 1.0, "mxfp4": 127, "nvfp4": 2.0**-9}
+    stored = {"fp8": 127, "fp8_f32": 1.0, "fp8_row": 105, "mxfp4": 127, "nvfp4": 2.0**-9}
     assert set(q.scale.float().flatten().tolist()) == {stored[fmt.name]}
     assert not q.values().any()
 

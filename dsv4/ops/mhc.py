@@ -11,7 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dsv4.ops.linear import matmul
+from dsv4.ops.linear import matmul, widen
+from dsv4.ops.norm import rms_norm_quant
+from dsv4.quant.formats import Format
+from dsv4.quant.rows import GlobalScale
+from dsv4.quant.tensor import QTensor
 
 
 class Mixer(NamedTuple):
@@ -28,7 +32,7 @@ class Mixed(NamedTuple):
     x: Tensor  # [T, d]
     post: Tensor  # [T, M] FP32
     comb: Tensor  # [T, M, M] FP32, rows: from stream, columns: to stream
-    streams: Tensor  # [T, M, d] FP32, the streams that were read
+    streams: Tensor  # [T, M, d], the streams that were read
 
 
 def sigmoid(x: Tensor) -> Tensor:
@@ -76,7 +80,7 @@ def mhc_pre(streams: Tensor, mixer: Mixer, iterations: int, eps: float, norm_eps
     mixed = _mix(wide, mixer, norm_eps)
     gates = sigmoid(mixed[:, : 2 * m])
     x = _weighted(wide, gates[:, :m] + eps, streams.dtype)
-    return Mixed(x, 2 * gates[:, m:], sinkhorn(mixed[:, 2 * m :].view(count, m, m), iterations, eps), wide)
+    return Mixed(x, 2 * gates[:, m:], sinkhorn(mixed[:, 2 * m :].view(count, m, m), iterations, eps), streams)
 
 
 def mhc_post(y: Tensor, mixed: Mixed) -> Tensor:
@@ -84,7 +88,7 @@ def mhc_post(y: Tensor, mixed: Mixed) -> Tensor:
 
     y: [T, d]; mixed: of the `mhc_pre` that made the sublayer's input; returns streams [T, M, d] in y's dtype.
     """
-    carried = (mixed.comb.unsqueeze(3) * mixed.streams.unsqueeze(2)).sum(1)
+    carried = (mixed.comb.unsqueeze(3) * widen(mixed.streams).unsqueeze(2)).sum(1)
     return (mixed.post.unsqueeze(2) * y.float().unsqueeze(1) + carried).type(y.dtype)
 
 
@@ -92,3 +96,37 @@ def mhc_head(streams: Tensor, mixer: Mixer, eps: float, norm_eps: float) -> Tens
     """Reduce the streams to one vector before the last norm: [T, M, d] -> [T, d]. Only `pre` weights, no way back."""
     wide = streams.float()
     return _weighted(wide, sigmoid(_mix(wide, mixer, norm_eps)) + eps, streams.dtype)
+
+
+def mhc_pre_norm_quant(
+    streams: Tensor,
+    mixer: Mixer,
+    iterations: int,
+    eps: float,
+    norm_eps: float,
+    weight: Tensor,
+    fmt: Format,
+    scale: GlobalScale = None,
+) -> tuple[Mixed, Tensor, QTensor]:
+    """`mhc_pre`, then `rms_norm_quant` of its x: what a sublayer reads. weight: [d] FP32 of the norm."""
+    mixed = mhc_pre(streams, mixer, iterations, eps, norm_eps)
+    return (mixed, *rms_norm_quant(mixed.x, weight, norm_eps, fmt, scale))
+
+
+def mhc_post_pre_norm_quant(
+    y: Tensor,
+    mixed: Mixed,
+    mixer: Mixer,
+    iterations: int,
+    eps: float,
+    norm_eps: float,
+    weight: Tensor,
+    fmt: Format,
+    scale: GlobalScale = None,
+) -> tuple[Tensor, Mixed, Tensor, QTensor]:
+    """All that lies between two sublayers: `mhc_post` of the one, then `mhc_pre_norm_quant` of the next.
+
+    y, mixed: of the sublayer that has just run; mixer, weight: of the next. The first result is the new streams.
+    """
+    streams = mhc_post(y, mixed)
+    return (streams, *mhc_pre_norm_quant(streams, mixer, iterations, eps, norm_eps, weight, fmt, scale))

@@ -12,7 +12,10 @@ from torch import Tensor
 
 from dsv4.ops.index import top_k
 from dsv4.ops.linear import matmul, project, quantize_input
+from dsv4.ops.quantize import quantize
+from dsv4.quant.formats import Format
 from dsv4.quant.rounding import Numerics
+from dsv4.quant.rows import GlobalScale
 from dsv4.quant.tensor import QTensor
 
 
@@ -58,6 +61,18 @@ def swiglu(gate: Tensor, up: Tensor, limit: float) -> Tensor:
     """silu(min(gate, limit)) * clamp(up, -limit, limit) in FP32; the gate has no lower bound. limit 0: no clamp."""
     gate, up = gate.float(), up.float()
     return silu(gate.clamp(max=limit)) * up.clamp(-limit, limit) if limit else silu(gate) * up
+
+
+def swiglu_quant(
+    gate: Tensor, up: Tensor, limit: float, weight: Tensor | None, fmt: Format, scale: GlobalScale = None
+) -> QTensor:
+    """What an expert's second matrix reads, in bytes: `swiglu` times the routing weight, rounded to the input's dtype.
+
+    gate, up: [T, f]; weight: [T] FP32, None for 1. It comes before the quantiser, which so sees the product.
+    """
+    hidden = swiglu(gate, up, limit)
+    hidden = hidden if weight is None else hidden * weight.unsqueeze(1)
+    return quantize(hidden.type(gate.dtype), fmt, scale)
 
 
 def moe(x: Tensor, picks: Route, experts: Sequence[Expert], shared: Expert, limit: float, rounds: Numerics) -> Tensor:

@@ -5,6 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dsv4.ops.quantize import quantize
+from dsv4.quant.formats import Format
+from dsv4.quant.rows import GlobalScale
+from dsv4.quant.tensor import QTensor
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`weight * x / sqrt(mean(x^2) + eps)` over the last dimension, in FP32 with one rounding at the end.
@@ -23,3 +28,11 @@ def unit_rms(x: Tensor, eps: float) -> Tensor:
     """
     mean = x.square().float().mean(-1, keepdim=True).type(x.dtype)
     return x * torch.rsqrt((mean + eps).float()).type(x.dtype)
+
+
+def rms_norm_quant(
+    x: Tensor, weight: Tensor, eps: float, fmt: Format, scale: GlobalScale = None
+) -> tuple[Tensor, QTensor]:
+    """`rms_norm` of x [T, D], and the same as `quantize` stores it: router and compressors read the first."""
+    y = rms_norm(x, weight, eps)
+    return y, quantize(y, fmt, scale)

@@ -1,4 +1,4 @@
-"""Where the model rounds its own cache: FP8 for keys and values, Hadamard and FP4 for index queries and keys."""
+"""Rounding: FP8 for keys and values, Hadamard and FP4 for index vectors, stored rows for quantised matrices."""
 
 from __future__ import annotations
 
@@ -8,7 +8,19 @@ import torch
 from torch import Tensor
 
 from dsv4.ops.linear import matmul
+from dsv4.quant.formats import Format
 from dsv4.quant.rounding import FP4, FP8_KV, Rounding, none
+from dsv4.quant.rows import GlobalScale, encode_rows
+from dsv4.quant.tensor import QTensor
+
+
+def quantize(x: Tensor, fmt: Format, scale: GlobalScale = None) -> QTensor:
+    """What a quantised matrix reads of x, in bytes.
+
+    x: [T, n] BF16 or FP32; fmt: FP8_ROW (E4M3 per 128), MXFP4 (E2M1 per 32) or NVFP4 (E2M1 per 16, its global `scale`
+    as in `encode_rows`). A block that is not finite is stored as NaN, confined to itself.
+    """
+    return encode_rows(x, fmt, scale)
 
 
 def quantize_kv(x: Tensor, rope_dims: int, rounding: Rounding = FP8_KV) -> Tensor:

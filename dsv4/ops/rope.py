@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dsv4.ops.norm import unit_rms
+
 
 class Rotation(NamedTuple):
     """Cosines and signed sines of T positions, each [T, R] FP32, every value standing twice (once per pair member)."""
@@ -61,6 +63,11 @@ def rope(x: Tensor, turn: Rotation, inverse: bool = False) -> Tensor:
     kept, crossed = tail * cos, tail.index_select(-1, _swapped(dims, x.device)) * sin
     turned = kept - crossed if inverse else kept + crossed
     return torch.cat((x[..., :-dims], turned.type(x.dtype)), -1)
+
+
+def q_norm_rope(q: Tensor, eps: float, turn: Rotation) -> Tensor:
+    """Query heads, normalised each by itself and rotated: [T, H, D] -> the same."""
+    return rope(unit_rms(q, eps), turn)
 
 
 @lru_cache(maxsize=8)

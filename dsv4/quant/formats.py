@@ -1,4 +1,4 @@
-"""The stored weight formats: each owns its bytes, its scales, and the way between them and values."""
+"""The stored formats: each owns its bytes, its scales, and the way between them and values."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 
 from dsv4.errors import DSV4Error
 from dsv4.quant import e2m1, e4m3
+from dsv4.quant.activation import fp8_quantize
 from dsv4.quant.e8m0 import NAN, ue8m0_decode, ue8m0_encode_ceil
 from dsv4.quant.tensor import QTensor
 
@@ -114,6 +115,22 @@ class Fp8BlockF32(Format):
         return e4m3.e4m3_decode(q.data) * self._spread(q.scale, q.shape)
 
 
+class Fp8Row(Fp8Block):
+    """FP8 of activations: one E4M3 byte a value, one UE8M0 byte for 128 of them along a row.
+
+          data    F8_E4M3 [T, n]
+          scale   F8_E8M0 [T, ceil(n/128)]
+
+          value(i, j) = E4M3(data[i, j]) * 2^(scale[i, j // 128] - 127)      exact in FP32
+
+    The scale is max(amax, 1e-4) / 448 rounded up to a power of two: a block of zeros has scale 2^-22 (byte 105).
+    """
+
+    def encode(self, x: torch.Tensor) -> QTensor:
+        data, scale = fp8_quantize(_finite(x, self), self.block[1])
+        return QTensor(data, ue8m0_encode_ceil(scale), self)
+
+
 class Mxfp4(Format):
     """MXFP4: two E2M1 values a byte, one UE8M0 byte for 32 of them along the input.
 
@@ -193,7 +210,8 @@ def has_nan_scale(q: QTensor) -> bool:
 
 _F8 = torch.float8_e4m3fn
 FP8_BLOCK = Fp8Block("fp8", (128, 128), "F8_E4M3", "F8_E8M0", _F8, torch.uint8)
+FP8_ROW = Fp8Row("fp8_row", (1, 128), "F8_E4M3", "F8_E8M0", _F8, torch.uint8)
 FP8_BLOCK_F32 = Fp8BlockF32("fp8_f32", (128, 128), "F8_E4M3", "F32", _F8, torch.float32)
 MXFP4 = Mxfp4("mxfp4", (1, 32), "I8", "F8_E8M0", torch.int8, torch.uint8, 2)
 NVFP4 = Nvfp4("nvfp4", (1, 16), "U8", "F8_E4M3", torch.uint8, _F8, 2, True)
-FORMATS: dict[str, Format] = {fmt.name: fmt for fmt in (FP8_BLOCK, FP8_BLOCK_F32, MXFP4, NVFP4)}
+FORMATS: dict[str, Format] = {fmt.name: fmt for fmt in (FP8_BLOCK, FP8_BLOCK_F32, FP8_ROW, MXFP4, NVFP4)}

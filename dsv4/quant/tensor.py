@@ -1,4 +1,4 @@
-"""QTensor: a quantised matrix that travels whole, bytes, scales and format together."""
+"""QTensor: a quantised matrix, of weights or of activations, that travels whole: bytes, scales and format together."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class QTensor:
-    """A weight matrix as it is stored: `data` and `scale` in the dtypes and shapes that `format` prescribes.
+    """A matrix as it is stored: `data` and `scale` in the dtypes and shapes that `format` prescribes.
 
-    `global_scale` is an FP32 scalar for the formats that have one (NVFP4) and None for all others.
-    Dtypes and shapes are invariants here; a file that breaks them is refused where files are read.
+    `global_scale` is FP32 for the formats that have one (NVFP4), a scalar or one number a row [out, 1], and None for
+    all others. Dtypes and shapes are invariants here; a file that breaks them is refused where files are read.
     """
 
     data: torch.Tensor
