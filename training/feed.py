@@ -8,9 +8,10 @@ token has a weight: what the model is to say counts fully, what others say littl
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from random import Random
@@ -29,6 +30,7 @@ from training.corpus import definitions, documents
 from training.recipes import Phase, Recipe
 
 CHARACTERS = 3.2  # of a token of English, about
+FULL = 100  # weight of a token that the model has to say
 THINKING = 0.55  # share of exercises answered with reasoning
 STRETCH = ("needle", "needles")  # families whose prompts take a wanted size
 QUESTIONS = ("What does {} mean?", "Define {}.", "What is the meaning of {}?", "Explain the word {}.", "define {}")
@@ -60,12 +62,30 @@ class Plan:
     corpus: Path
     seed: int
     prompt_weight: float
+    prompt_most: float
     tokens: int
     held_out: bool = False
 
+    @classmethod
+    def of(cls, recipe: Recipe, vocabulary: Path, corpus: Path) -> Plan:
+        """What a recipe says."""
+        weights = (recipe.prompt_weight, recipe.prompt_most)
+        return cls(recipe.mixture, vocabulary, corpus, recipe.seed, *weights, recipe.tokens)
+
+
+@dataclass
+class Filling:
+    """A block on its way: `spent`, tokens of each kind so far; `waiting`, what the row before had no room for."""
+
+    random: Random
+    width: int
+    shares: Mapping[str, float]
+    spent: dict[str, float]
+    waiting: list[Document]
+
 
 class Maker:
-    """Makes blocks. Each depends on the plan, its own name and its length alone."""
+    """Makes blocks. Each depends on the plan, its own name and its phase's form alone."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self.names = plan, list(plan.mixture)
@@ -77,34 +97,34 @@ class Maker:
         self.texts = {name: documents(plan.corpus, name, plan.held_out) for name in texts}
         self.meanings = definitions(plan.corpus, plan.held_out) if "definitions" in self.names else []
 
-    def block(self, name: str, length: int) -> Block:
+    def block(self, name: str, length: int, long: float = 1.0) -> Block:
         """The block of this name, for rows of `length` tokens (and two more: what follows, and what follows that)."""
-        random, width = Random(f"{self.plan.seed}/{name}"), length + 2
-        waiting: list[Document] = []
-        spent = dict.fromkeys(self.names, 0.0)
-        rows = [self._row(random, width, waiting, spent) for _ in range(self.plan.tokens // length)]
+        shares = {kind: share * (long if kind in STRETCH else 1.0) for kind, share in self.plan.mixture.items()}
+        filling = Filling(Random(f"{self.plan.seed}/{name}"), length + 2, shares, dict.fromkeys(self.names, 0.0), [])
+        rows = [self._row(filling) for _ in range(self.plan.tokens // length)]
         parts = zip(zip(*rows, strict=True), (np.uint16, np.uint8, np.uint8), strict=True)
         return Block(*(np.array(part, kind) for part, kind in parts))
 
-    def _row(self, random: Random, width: int, waiting: list[Document], spent: dict[str, float]) -> list[list[int]]:
-        """Ids, weights and kinds of one row. `waiting`: a document that the row before had no room for."""
-        row: list[list[int]] = [[], [], []]
+    def _row(self, filling: Filling) -> list[list[int]]:
+        """Ids, weights and kinds of one row."""
+        row, width = [[], [], []], filling.width  # type: tuple[list[list[int]], int]
         while len(row[0]) < width:
-            document = waiting.pop() if waiting else self._next(random, width, spent)
+            document = filling.waiting.pop() if filling.waiting else self._next(filling)
             if row[0] and not document.text and len(row[0]) + len(document.ids) > width:
-                waiting.append(document)
+                filling.waiting.append(document)
                 while len(row[0]) < width:
-                    passage = self._passage(random)
-                    spent[self.names[passage.kind]] += min(len(passage.ids), width - len(row[0]))
+                    passage = self._passage(filling.random)
+                    filling.spent[self.names[passage.kind]] += min(len(passage.ids), width - len(row[0]))
                     _append(row, passage, width)
             else:
                 _append(row, document, width)
         return row
 
-    def _next(self, random: Random, width: int, spent: dict[str, float]) -> Document:
+    def _next(self, filling: Filling) -> Document:
         """A document of the kind that is furthest behind its share; a little chance keeps the order open."""
-        kind = min(self.names, key=lambda name: (spent[name] + random.random() * 300) / self.plan.mixture[name])
-        document = self._document(kind, random, width)
+        random, spent, shares = filling.random, filling.spent, filling.shares
+        kind = min(self.names, key=lambda name: (spent[name] + random.random() * 300) / shares[name])
+        document = self._document(kind, random, filling.width)
         spent[kind] += len(document.ids)
         return document
 
@@ -126,14 +146,15 @@ class Maker:
     def _passage(self, random: Random, kind: str | None = None) -> Document:
         kind = kind or random.choices(list(self.texts), [self.plan.mixture[name] for name in self.texts])[0]
         ids = [self.bos, *self.tokenizer.encode_text(random.choice(self.texts[kind])), self.eos]
-        return Document(ids, [100] * len(ids), self.names.index(kind), True)
+        return Document(ids, [FULL] * len(ids), self.names.index(kind), True)
 
     def _weights(self, ids: list[int]) -> list[int]:
         """Full behind an assistant mark up to the end of its turn. A token's weight is that of being predicted."""
-        low, speaking, out = round(100 * self.plan.prompt_weight), False, []
+        least = min(self.plan.prompt_weight, self.plan.prompt_most / len(ids))
+        low, speaking, out = round(FULL * least), False, []
         sentinel = False  # the opening or closing of thought behind the mark belongs to the prompt
         for id in ids:
-            out.append(100 if speaking and not sentinel else low)
+            out.append(FULL if speaking and not sentinel else low)
             sentinel = id == self.assistant
             speaking = sentinel or (speaking and id != self.eos)
         return out
@@ -163,33 +184,23 @@ def _begin(plan: Plan) -> None:
     _maker = Maker(plan)
 
 
-def _block(name: str, length: int) -> Block:
+def _block(name: str, length: int, long: float) -> Block:
     assert _maker is not None
-    return _maker.block(name, length)
+    return _maker.block(name, length, long)
 
 
 def schedule(recipe: Recipe) -> Iterator[tuple[Phase, str]]:
-    """For each step its phase and the name of its block: every `reuse`-th is new, the others come from before."""
+    """For each step its phase and the name of its block. No block comes twice."""
     for number, phase in enumerate(recipe.phases):
         for step in range(phase.steps):
-            newest = step // phase.reuse
-            old = Random(f"{recipe.seed}/{number}/{step}").randrange(newest + 1)
-            yield phase, f"{number}/{newest if step % phase.reuse == 0 else old}"
+            yield phase, f"{number}/{step}"
 
 
-def blocks(plan: Plan, wanted: list[tuple[Phase, str]], processes: int, ahead: int = 256) -> Iterator[Block]:
-    """The wanted blocks in order, made ahead of time. Blocks that come again are kept."""
-    last = {name: at for at, (_, name) in enumerate(wanted)}
-    made: dict[str, Future[Block]] = {}
-    queue: deque[tuple[Phase, str]] = deque()
+def blocks(plan: Plan, wanted: Iterable[tuple[Phase, str]], processes: int, ahead: int = 256) -> Iterator[Block]:
+    """The wanted blocks in order, made ahead of time."""
     with ProcessPoolExecutor(processes, get_context("spawn"), _begin, (plan,)) as pool:
-        upcoming = iter(wanted)
-        for at in range(len(wanted)):
-            while len(queue) < ahead and (following := next(upcoming, None)) is not None:
-                queue.append(following)
-                if following[1] not in made:
-                    made[following[1]] = pool.submit(_block, following[1], following[0].length)
-            _, name = queue.popleft()
-            yield made[name].result()
-            if last[name] == at:
-                del made[name]
+        coming = (pool.submit(_block, name, phase.length, phase.long) for phase, name in wanted)
+        queue: deque[Future[Block]] = deque(islice(coming, ahead))
+        while queue:
+            yield queue.popleft().result()
+            queue.extend(islice(coming, 1))

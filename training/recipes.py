@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from dsv4.config import ModelConfig
@@ -29,12 +30,16 @@ MIXTURE: Final = {
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training with rows of one length. `reuse`: how often a batch is seen, on average."""
+    """A stretch of training with rows of one length.
+
+    `sparse`: attention sees what the indexers select; else it sees all, and the indexers learn from all. `long`: how
+    much more than their share the families get whose prompts can fill a row.
+    """
 
     steps: int
     length: int
     sparse: bool
-    reuse: int = 2
+    long: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class Recipe:
     config: ModelConfig
     phases: tuple[Phase, ...]
     limit: int
+    mixture: Mapping[str, float] = field(default_factory=lambda: MIXTURE)
     tokens: int = 32768  # of a step
     seed: int = 1
     matrix_rate: float = 5e-3  # Muon's, as a share of each matrix's RMS of 0.2
@@ -52,7 +58,8 @@ class Recipe:
     cooldown: float = 0.4  # the last part of all steps, in which the rates fall to nothing
     decay: float = 0.1
     draft_weight: float = 0.3
-    prompt_weight: float = 0.1
+    prompt_weight: float = 0.1  # of a token of a prompt, beside 1 of an answer's
+    prompt_most: float = 60.0  # of a whole prompt: a long one is mostly filler
 
     @property
     def steps(self) -> int:
@@ -101,7 +108,16 @@ DEEP61: Final = _config(
 RECIPES: Final = {
     "tiny": Recipe(
         TINY,
-        (Phase(2800, 1024, False), Phase(1100, 1024, True), Phase(400, 4096, True), Phase(120, 32768, True)),
+        # Long rows come before the rates have fallen: what is found at 1,024 tokens has to be found at 32,768.
+        (
+            Phase(3000, 1024, False),
+            Phase(300, 4096, False, long=2),
+            Phase(1000, 1024, True),
+            Phase(300, 4096, True, long=2),
+            Phase(80, 32768, False, long=4),
+            Phase(120, 32768, True, long=4),
+            Phase(400, 1024, True),
+        ),
         16 * MiB,
         tokens=65536,
     ),

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from training.feed import Block
+from training.feed import FULL, Block
 from training.network import Losses, Network
 from training.recipes import Phase, Recipe
 
+KINDS = 256  # a byte numbers them
 WARM_UP = 3  # passes before recording: compilers and libraries set themselves up
 
 
@@ -24,10 +25,14 @@ class Result(NamedTuple):
 
     losses: dict[str, Tensor]
     load: dict[str, Tensor]  # tokens sent to each expert, by router
+    kinds: Tensor  # [2, 256] FP64: by kind of document, loss of what was to be said, and how many tokens that was
 
 
-def run_pass(network: Network, recipe: Recipe, phase: Phase, ids: Tensor, weights: Tensor) -> Result:
-    """Losses of B rows and their gradients. ids: [B, S + 2] int64; weights: [B, S + 2], how much each token counts."""
+def run_pass(network: Network, recipe: Recipe, phase: Phase, ids: Tensor, weights: Tensor, kinds: Tensor) -> Result:
+    """Losses of B rows and their gradients.
+
+    ids, weights, kinds: [B, S + 2] int64; how much a token counts, in hundredths, and of which kind its document is.
+    """
     losses, length = Losses(), phase.length
     rows, following = network.rows(ids[:, :length]), network.rows(ids[:, 1 : length + 1])
     streams = network.streams(rows, losses, phase.sparse)
@@ -38,7 +43,11 @@ def run_pass(network: Network, recipe: Recipe, phase: Phase, ids: Tensor, weight
     index = torch.stack(losses.index).mean()
     (loss + recipe.draft_weight * draft + index).backward()
     found = {"loss": loss, "draft": draft, "index": index, "recall": torch.stack(losses.recall).mean()}
-    return Result({name: value.detach() for name, value in found.items()}, losses.load)
+    said = (weights[:, 1 : length + 1].flatten() == FULL).double()
+    terms = torch.stack((each.detach() * said, said))
+    which = kinds[:, 1 : length + 1].reshape(-1, 1) == torch.arange(KINDS, device=kinds.device)
+    by_kind = terms @ which.double()  # in one order, unlike index_add
+    return Result({name: value.detach() for name, value in found.items()}, losses.load, by_kind)
 
 
 class Recorded:
@@ -80,7 +89,7 @@ class Passes:
 
     def __call__(self, phase: Phase, block: Block) -> Result:
         """Gradients are left on the parameters, nothing of an earlier pass among them."""
-        given = [torch.from_numpy(array.astype("int64")) for array in (block.ids, block.weights)]
+        given = [torch.from_numpy(array.astype("int64")) for array in block]
         if not self.recorded:
             for p in self.network.params.values():
                 p.grad = None

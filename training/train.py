@@ -2,12 +2,14 @@
 
 A run is a directory: `state.pt` to go on from after an interruption, `log.jsonl` with the curves, and at the end
 `model/` in the official format. The same seed gives the same batches; a run that was interrupted continues as if it
-had not been.
+had not been. With `--fit` the recipe is stretched to the minutes that there are: the speed of this machine is measured
+first, and the factor is kept in `fitted.json` of the run and in its log.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import time
@@ -15,14 +17,14 @@ from collections.abc import Collection
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from training import recipes
+from training.curves import Means, append, cut, digest
 from training.export import export_model
-from training.feed import Block, Plan, blocks, schedule
+from training.feed import Block, Maker, Plan, blocks, schedule
 from training.network import COMPILED, Network
 from training.optimizer import Muon, by_adam
 from training.params import initial
@@ -32,14 +34,16 @@ from training.step import Passes
 EVERY = 50  # steps between lines of the log
 DECAYED = ("embed", "head")  # and the routers: a score that runs away never comes back
 SAVE_EVERY = 500  # steps between states, so that an interruption costs little
+MEASURED = 4  # steps that are timed of each form
+SURE = 0.95  # share of the minutes that steps get: states are saved and steps recorded beside them
 BIAS_RATE = 1e-3  # how fast the router's bias evens out the experts
 
 
 class Run:
-    """Parameters, optimisers and the number of steps done."""
+    """Parameters, optimisers, and how far a run has come."""
 
-    def __init__(self, recipe: Recipe, device: str, compiled: Collection[str] = ()) -> None:
-        self.recipe, self.device, self.step = recipe, device, 0
+    def __init__(self, recipe: Recipe, device: str, compiled: Collection[str] = (), recorded: bool = False) -> None:
+        self.recipe, self.device, self.step, self.seconds = recipe, device, 0, 0.0
         config = recipe.config
         start = initial(config, recipe.seed)
         self.params = {name: p.to(device).requires_grad_(p.is_floating_point()) for name, p in start.items()}
@@ -56,17 +60,17 @@ class Run:
         groups = [{"params": decayed, "weight_decay": recipe.decay}, {"params": rest, "weight_decay": 0.0}]
         self.adam = torch.optim.AdamW(groups, lr=recipe.rate, betas=(0.9, 0.95), eps=1e-10, fused=device != "cpu")
         network = Network(config, self.params, torch.bfloat16, compiled=compiled)
-        self.passes = Passes(network, recipe, device, recorded=device != "cpu")
+        self.passes = Passes(network, recipe, device, recorded)
 
-    def train(self, phase: Phase, block: Block) -> dict[str, Tensor]:
-        """One step; returns what the log wants to know, still on the device."""
-        losses, loads = self.passes(phase, block)
+    def train(self, phase: Phase, block: Block) -> tuple[dict[str, Tensor], Tensor]:
+        """One step; returns what the log wants to know (and by kind of document), still on the device."""
+        losses, loads, kinds = self.passes(phase, block)
         load = torch.stack([loads[name.removesuffix("gate.bias")] for name in self.biases]).float()
         gradients = [p.grad for group in self.adam.param_groups for p in group["params"] if p.grad is not None]
         size = torch.nn.utils.get_total_norm(gradients)
         torch._foreach_mul_(gradients, 1.0 / size.clamp(min=1.0))
         self._update(load)
-        return losses | {"gradient": size, "load": (load.amax(1) / load.mean(1)).amax()}
+        return losses | {"gradient": size, "load": (load.amax(1) / load.mean(1)).amax()}, kinds
 
     @torch.no_grad()
     def _update(self, load: Tensor) -> None:
@@ -82,6 +86,7 @@ class Run:
         """Everything to go on from; renamed into place, so that no half of it is ever found."""
         state = {
             "step": self.step,
+            "seconds": self.seconds,
             "params": self.params,
             "adam": self.adam.state_dict(),
             "muon": self.muon.state_dict(),
@@ -97,7 +102,7 @@ class Run:
                 p.copy_(state["params"][name])
         self.adam.load_state_dict(state["adam"])
         self.muon.load_state_dict(state["muon"])
-        self.step = state["step"]
+        self.step, self.seconds = state["step"], state["seconds"]
 
 
 def pace(step: int, recipe: Recipe) -> float:
@@ -109,38 +114,50 @@ def pace(step: int, recipe: Recipe) -> float:
 
 def train(run: Run, plan: Plan, out: Path, processes: int, deadline: float) -> bool:
     """Train until done or until `deadline` (of time.monotonic); True when done."""
+    log, means, names = out / "log.jsonl", Means(), list(plan.mixture)
+    cut(log, run.step)
     todo = list(islice(schedule(run.recipe), run.step, None))
-    started, first = time.monotonic(), run.step
-    with (out / "log.jsonl").open("a", encoding="utf-8") as log:
-        for (phase, _), block in zip(todo, blocks(plan, todo, processes), strict=True):
-            found = run.train(phase, block)
-            if run.step % EVERY == 0 or run.step == run.recipe.steps:
-                line = _line(run, phase, found, started, first)
-                print(line, flush=True)
-                log.write(json.dumps(line) + "\n")
-                log.flush()
-                if not line["loss"] < float("inf"):
-                    raise FloatingPointError(f"step {run.step}: the loss is {line['loss']}; the last state is kept")
-            if run.step % SAVE_EVERY == 0:
-                run.save(out / "state.pt")
-            if time.monotonic() > deadline and run.step < run.recipe.steps:
-                break
-    run.save(out / "state.pt")
+    before, started, first = run.seconds, time.monotonic(), run.step
+    for (phase, _), block in zip(todo, blocks(plan, todo, processes), strict=True):
+        means.add(*run.train(phase, block))
+        run.seconds = before + time.monotonic() - started
+        last = run.step == run.recipe.steps
+        if run.step % EVERY == 0 or last:
+            rate = round((run.step - first) * run.recipe.tokens / (run.seconds - before))
+            form = {"length": phase.length, "sparse": phase.sparse, "pace": round(pace(run.step - 1, run.recipe), 4)}
+            times = {"seconds": round(run.seconds, 1), "tokens_per_second": rate}
+            line = {"step": run.step, **form, **times, **means.take(names)}
+            append(log, line)
+            if not line["loss"] < float("inf"):
+                raise FloatingPointError(f"step {run.step}: the loss is {line['loss']}; the last state is kept")
+        late = time.monotonic() > deadline
+        if run.step % SAVE_EVERY == 0 or last or late:
+            run.save(out / "state.pt")
+            append(log, {"step": run.step, "digest": digest(run.params)})
+        if late:
+            break
     return run.step == run.recipe.steps
 
 
-def _line(run: Run, phase: Phase, found: dict[str, Tensor], started: float, first: int) -> dict[str, Any]:
-    seconds = time.monotonic() - started
-    numbers = {name: round(float(value), 4) for name, value in found.items()}
-    done = run.step - first
-    rest = {"length": phase.length, "sparse": phase.sparse, "pace": round(pace(run.step - 1, run.recipe), 4)}
-    return {"step": run.step, **numbers, **rest, "seconds": round(seconds, 1),
-            "tokens_per_second": round(done * run.recipe.tokens / seconds)}  # fmt: skip
-
-
 def scaled(recipe: Recipe, factor: float) -> Recipe:
-    """The same recipe with all phases longer or shorter: for trying things out."""
+    """The same recipe with all phases longer or shorter."""
     return replace(recipe, phases=tuple(replace(p, steps=max(1, round(p.steps * factor))) for p in recipe.phases))
+
+
+def measured(run: Run, maker: Maker) -> float:
+    """Seconds that all steps of a run's recipe take on this machine. The run is of no use afterwards."""
+    each: dict[tuple[int, bool], float] = {}
+    for phase in run.recipe.phases:
+        form = (phase.length, phase.sparse)
+        if form not in each:
+            block = maker.block("fit", phase.length, phase.long)
+            float(run.train(phase, block)[1].sum())  # compiles and records; the number makes the host wait
+            started = time.monotonic()
+            found = [run.train(phase, block)[1] for _ in range(MEASURED)]
+            float(found[-1].sum())
+            each[form] = (time.monotonic() - started) / MEASURED
+    print({f"{length} {'sparse' if sparse else 'dense'}": round(each[length, sparse], 4) for length, sparse in each})
+    return sum(phase.steps * each[phase.length, phase.sparse] for phase in run.recipe.phases)
 
 
 def main() -> None:
@@ -154,20 +171,34 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--minutes", type=float, default=1e9, help="stop by then, to be continued by the same command")
     parser.add_argument("--scale", type=float, default=1.0, help="factor on the number of steps")
+    parser.add_argument("--fit", type=float, help="so many steps as this machine does in as many minutes")
     parser.add_argument("--processes", type=int, default=max(1, (os.cpu_count() or 2) - 2))
     parser.add_argument("--eager", action="store_true", help="do not compile")
+    parser.add_argument("--unrecorded", action="store_true", help="call every step anew, without a CUDA graph")
     given = parser.parse_args()
+    started = time.monotonic()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # sums in one order, run after run
     torch.set_float32_matmul_precision("high")
-    deadline = time.monotonic() + 60 * given.minutes
-    recipe = scaled(recipes.RECIPES[given.recipe], given.scale)
+    recipe = recipes.RECIPES[given.recipe]
     out = given.out or build / given.recipe
     out.mkdir(parents=True, exist_ok=True)
-    plan = Plan(recipes.MIXTURE, given.vocabulary, given.corpus, recipe.seed, recipe.prompt_weight, recipe.tokens)
-    run = Run(recipe, given.device, compiled=() if given.eager else COMPILED)
+    plan = Plan.of(recipe, given.vocabulary, given.corpus)
+    how = (given.device, () if given.eager else COMPILED, given.device != "cpu" and not given.unrecorded)
+    kept, factor = out / "fitted.json", given.scale
+    if kept.exists():
+        factor = json.loads(kept.read_text(encoding="utf-8"))["factor"]
+    elif given.fit:
+        whole = measured(Run(recipe, *how), Maker(plan))
+        factor = SURE * (60 * given.fit - (time.monotonic() - started)) / whole
+        gc.collect()  # frees the run that was measured
+        kept.write_text(json.dumps({"factor": factor, "minutes": given.fit}) + "\n", encoding="utf-8")
+    recipe = scaled(recipe, factor)
+    run = Run(recipe, *how)
     if (out / "state.pt").exists():
         run.load(out / "state.pt")
-    if train(run, plan, out, given.processes, deadline):
+    else:
+        append(out / "log.jsonl", {"step": 0, "steps": recipe.steps, "factor": factor, "tokens": recipe.tokens})
+    if train(run, plan, out, given.processes, started + 60 * given.minutes):
         export_model(run.params, recipe, given.vocabulary, out / "model")
 
 
