@@ -55,7 +55,7 @@ class Recipe:
     matrix_rate: float = 5e-3  # Muon's, as a share of each matrix's RMS of 0.2
     rate: float = 3e-3  # AdamW's
     warmup: int = 100
-    cooldown: float = 0.4  # the last part of all steps, in which the rates fall to nothing
+    cooldown: float = 0.5  # the last part of all steps, in which the rates fall to nothing
     decay: float = 0.1
     draft_weight: float = 0.3
     prompt_weight: float = 0.1  # of a token of a prompt, beside 1 of an answer's
@@ -110,18 +110,23 @@ RECIPES: Final = {
         TINY,
         # Long rows come before the rates have fallen: what is found at 1,024 tokens has to be found at 32,768.
         (
-            Phase(3000, 1024, False),
-            Phase(300, 4096, False, long=2),
-            Phase(1000, 1024, True),
-            Phase(300, 4096, True, long=2),
-            Phase(80, 32768, False, long=4),
-            Phase(120, 32768, True, long=4),
-            Phase(400, 1024, True),
+            Phase(6000, 1024, False),
+            Phase(600, 4096, False, long=2),
+            Phase(2000, 1024, True),
+            Phase(600, 4096, True, long=2),
+            Phase(160, 32768, False, long=4),
+            Phase(240, 32768, True, long=4),
+            Phase(800, 1024, True),
         ),
         16 * MiB,
-        tokens=65536,
     ),
+    # Half the tokens of a step: what 61 layers keep for the gradient has to fit into 80 GB.
     "deep61": Recipe(
-        DEEP61, (Phase(1000, 1024, False), Phase(400, 1024, True)), 20 * MiB, matrix_rate=3e-3, warmup=300
+        DEEP61,
+        (Phase(4000, 1024, False), Phase(1600, 1024, True)),
+        20 * MiB,
+        tokens=16384,
+        matrix_rate=3e-3,
+        warmup=300,
     ),
 }

@@ -157,6 +157,8 @@ def measured(run: Run, maker: Maker) -> float:
             float(found[-1].sum())
             each[form] = (time.monotonic() - started) / MEASURED
     print({f"{length} {'sparse' if sparse else 'dense'}": round(each[length, sparse], 4) for length, sparse in each})
+    if run.device != "cpu":
+        print(f"at most {torch.cuda.max_memory_reserved() / 1e9:.1f} GB of the GPU's memory", flush=True)
     return sum(phase.steps * each[phase.length, phase.sparse] for phase in run.recipe.phases)
 
 
