@@ -245,9 +245,8 @@ def plan_of(rows: Sequence[Row], **changes: Any) -> Plan:
 def evaluation(results: Sequence[Result], draft: Score) -> Evaluation:
     told = Told(tuple(results), 1.0, draft)
     reading = Reading("a", Loss(1, 2, 1, 1, 1), 0.1)
-    return Evaluation(
-        plan_of([result.row for result in results]), (told, told._replace(results=())), (reading,), Speed(1, 1.0), 1.0
-    )
+    plan = plan_of([result.row for result in results])
+    return Evaluation(plan, (told, told._replace(results=())), (reading,), (), Speed(1, 1.0), 1.0)
 
 
 def row_of(right: int, n: int, row: Row) -> Result:
@@ -338,7 +337,8 @@ def test_the_verb_end_to_end(texts: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert done.exit_code == 0
     report = json.loads(done.stdout)
     assert list(report) == [
-        "versions", "model", "plan", "confidence", "seconds", "rows", "all", "draft", "perplexity", "speed", "bars",
+        "versions", "model", "plan", "confidence", "seconds", "rows", "all", "draft", "perplexity", "mistakes", "speed",
+        "bars",
     ]  # fmt: skip
     assert [(row["family"], row["mode"]) for row in report["rows"]] == [
         (family, mode) for family in ("capital", "add") for mode in ("thinking", "plain")

@@ -103,13 +103,18 @@ def _drawn(llm: LLM, wanted: Ask, seed: int) -> list[Question] | str:
 
 def say(engine: Engine, asked: Iterable[Question]) -> list[Said]:
     """The greedy answer to each question."""
+    return [Said("".join(d.text for d in told), len(told), told[-1].finish or "") for told in tell(engine, asked)]
+
+
+def tell(engine: Engine, asked: Iterable[Question]) -> list[list[Delta]]:
+    """The greedy answer to each question, token by token."""
     deltas: dict[int, list[Delta]] = {
         engine.add(q.prompt, Sampling(temperature=0, max_tokens=q.limit)): [] for q in asked
     }
     while engine.busy:
         for delta in engine.step():
             deltas[delta.number].append(delta)
-    return [Said("".join(d.text for d in told), len(told), told[-1].finish or "") for told in deltas.values()]
+    return list(deltas.values())
 
 
 def judged(question: Question, family: Family, said: Said) -> Answer:

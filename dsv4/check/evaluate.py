@@ -1,4 +1,4 @@
-"""How good a model is: exercises that it was never taught, texts that it has not read, its draft and its speed.
+"""How good a model is: exercises that it was never taught, texts that it has not read, prompts gone wrong, speed.
 
 Nothing here depends on the order of work or on how many processes share it: items are drawn from seeds of their own,
 answers are greedy, and a row's bits do not depend on its company.
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from dsv4.check.answers import Ask, Result, Told, ask
+from dsv4.check.malformed import Damage, damages
 from dsv4.check.perplexity import Loss, encoded, measure, read_texts, unigram_nats
 from dsv4.check.questions import rows
 from dsv4.check.score import Row
@@ -29,6 +30,7 @@ from dsv4.llm import LLM
 
 SHORT_PROMPTS: Final = 2_048  # positions that suffice where no context is wanted, answers included
 ANSWER_ROOM: Final = 1_024  # positions behind the longest prompt
+_DAMAGED: Final = 8  # one item in so many is asked with mistakes in its prompt as well
 _WAVES: Final = 2  # items of a group, in sequences of the engine
 _SPEED_TOKENS: Final = 96
 _SPEED_TRIES: Final = 8  # for a model that soon ends its answer
@@ -60,10 +62,11 @@ class Plan:
 
 
 class Part(NamedTuple):
-    """A piece of the work: rows whose items are asked side by side, or the texts of one source."""
+    """A piece of the work: rows whose items are asked side by side, mistakes or none, or the texts of one source."""
 
     rows: tuple[Row, ...] = ()
     source: str = ""
+    mistaken: bool = False
 
 
 class Reading(NamedTuple):
@@ -72,6 +75,15 @@ class Reading(NamedTuple):
     source: str
     loss: Loss
     seconds: float
+
+
+class Damaged(NamedTuple):
+    """What each mistake in a prompt costs."""
+
+    damages: tuple[Damage, ...]
+
+
+Found = Told | Reading | Damaged
 
 
 class Speed(NamedTuple):
@@ -93,6 +105,7 @@ class Evaluation:
     plan: Plan
     told: tuple[Told, ...]
     readings: tuple[Reading, ...]
+    damages: tuple[Damage, ...]
     speed: Speed
     seconds: float
 
@@ -125,15 +138,18 @@ def evaluate(llm: LLM, plan: Plan, jobs: int, show: Callable[[int, int], None]) 
     start = time.perf_counter()
     speed = one_alone(llm)
     sources = dict.fromkeys(text.source for text in read_texts(plan.texts))
+    short = tuple(row for row in plan.rows if not row.context)
     parts = [*(Part(source=source) for source in sources), *(Part(rows) for rows in grouped(plan))]
-    done: dict[Part, Told | Reading] = {}
+    parts += [Part(short, mistaken=True)] if short else []
+    done: dict[Part, Found] = {}
     for part, found in _one_by_one(llm, plan, parts) if jobs == 1 else _side_by_side(plan, parts, jobs):
         done[part] = found
         show(len(done), len(parts))
     ordered = [done[part] for part in parts]
     told = tuple(found for found in ordered if isinstance(found, Told))
     readings = tuple(found for found in ordered if isinstance(found, Reading))
-    return Evaluation(plan, told, readings, speed, time.perf_counter() - start)
+    mistaken = tuple(damage for found in ordered if isinstance(found, Damaged) for damage in found.damages)
+    return Evaluation(plan, told, readings, mistaken, speed, time.perf_counter() - start)
 
 
 def grouped(plan: Plan) -> list[tuple[Row, ...]]:
@@ -146,8 +162,11 @@ def grouped(plan: Plan) -> list[tuple[Row, ...]]:
     return [tuple(group) for group in groups if group]
 
 
-def work(llm: LLM, plan: Plan, part: Part) -> Told | Reading:
+def work(llm: LLM, plan: Plan, part: Part) -> Found:
     """Do one part of a plan."""
+    if part.mistaken:
+        asked = [(row, FAMILIES[row.family]) for row in part.rows]
+        return Damaged(tuple(damages(llm, asked, -(-plan.items // _DAMAGED), plan.seed)))
     if part.rows:
         return ask(llm, [Ask(row, FAMILIES[row.family], plan.items_of(row)) for row in part.rows], plan.seed)
     start = time.perf_counter()
@@ -173,12 +192,12 @@ def one_alone(llm: LLM) -> Speed:
     return Speed(tokens, seconds)
 
 
-def _one_by_one(llm: LLM, plan: Plan, parts: Iterable[Part]) -> Iterator[tuple[Part, Told | Reading]]:
+def _one_by_one(llm: LLM, plan: Plan, parts: Iterable[Part]) -> Iterator[tuple[Part, Found]]:
     for part in parts:
         yield part, work(llm, plan, part)
 
 
-def _side_by_side(plan: Plan, parts: Iterable[Part], jobs: int) -> Iterator[tuple[Part, Told | Reading]]:
+def _side_by_side(plan: Plan, parts: Iterable[Part], jobs: int) -> Iterator[tuple[Part, Found]]:
     """The longest parts first, so that no process is left alone with one at the end."""
     pool = ProcessPoolExecutor(jobs, get_context("spawn"))
     try:
@@ -191,7 +210,7 @@ def _side_by_side(plan: Plan, parts: Iterable[Part], jobs: int) -> Iterator[tupl
         pool.shutdown(cancel_futures=True)
 
 
-def _apart(plan: Plan, part: Part) -> Told | Reading:
+def _apart(plan: Plan, part: Part) -> Found:
     return work(_loaded(plan.model, plan.options, plan.dialect), plan, part)
 
 

@@ -92,6 +92,7 @@ def as_json(found: Evaluation, facts: Sequence[tuple[str, str]]) -> dict[str, An
         "all": all_score(found.results).as_json(),
         "draft": draft_score(found).as_json(),
         "perplexity": _perplexity(found),
+        "mistakes": [damage.as_json() for damage in found.damages],
         "speed": {
             "alone": {"tokens": found.speed.tokens, "tokens_per_second": round(found.speed.rate, 3)},
             "side_by_side": {"tokens": answer_tokens(found), "seconds": round(asking_seconds(found), 3)},

@@ -12,6 +12,7 @@ from rich.table import Table
 from dsv4.check.answers import Result, splits
 from dsv4.check.evaluate import Evaluation
 from dsv4.check.evaluate_report import all_score, answer_tokens, draft_score, judged_bars, mode
+from dsv4.check.malformed import Damage
 from dsv4.check.perplexity import Loss, total
 from dsv4.check.score import CONFIDENCE, Score, wilson
 
@@ -28,6 +29,8 @@ def show(found: Evaluation, out: Console) -> None:
     readings = [(reading.source, reading.loss) for reading in found.readings if reading.loss.tokens]
     if readings:
         out.print(_perplexities([*readings, ("all", total(loss for _, loss in readings))]))
+    if any(damage.answers for damage in found.damages):
+        out.print(_mistakes(found.damages))
     out.print(_bars(found))
     out.print(_closing(found), style="dim", markup=False, soft_wrap=True)
 
@@ -80,6 +83,14 @@ def _perplexities(losses: Iterable[tuple[str, Loss]]) -> Table:
         cells = [f"{row['tokens']:,}", f"{row['nats_per_token']:.3f}", f"{row['perplexity']:.2f}"]
         cells += [f"{row['unigram_perplexity']:.1f}", f"{row['nats_per_character']:.3f}", f"{row['bits_per_byte']:.3f}"]
         table.add_row(escape(source), *cells)
+    return table
+
+
+def _mistakes(damages: Iterable[Damage]) -> Table:
+    table = _table("prompts gone wrong", ("mistake",), ("nats a token of its own answer", "same answer", "of"))
+    for damage in damages:
+        nats = "" if not damage.tokens else f"{damage.nats / damage.tokens:.3f}"
+        table.add_row(damage.mistake, nats, str(damage.same), str(damage.answers))
     return table
 
 
