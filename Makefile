@@ -6,18 +6,21 @@ VENV ?= .venv
 TEST_VENV ?= .venv-test
 TORCH ?= torch==2.13.0
 PROMPT ?= What is the capital of France?
+MODEL ?= tiny
+TRAIN ?=
 
 # Wheels only: nothing is ever compiled here. Without --no-compile pip byte-compiles all of torch, used or not.
 PIP_INSTALL = -m pip --disable-pip-version-check install --only-binary :all: --no-compile
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test ci gpu lint python clean
+.PHONY: help demo test ci gpu train lint python clean
 
 help:
 	@echo "make demo   answer a prompt with the embedded model (sets up $(VENV) on first use; PROMPT=... asks something else)"
 	@echo "make test   lint, types and the everyday tests (sets up $(TEST_VENV) on first use)"
 	@echo "make ci     all that runs without a GPU, the slow tests too"
 	@echo "make gpu    the GPU tests, with the $(PYTHON) that has torch"
+	@echo "make train  train MODEL=$(MODEL) with the $(PYTHON) that has torch (training/README.md)"
 	@echo "make lint   ruff and mypy"
 	@echo "make clean  remove .venv, .venv-test and the caches"
 	@echo "PYTHON, VENV, TEST_VENV, TORCH (now $(TORCH)) and PROMPT can be set, as in: make demo PYTHON=python3.12"
@@ -39,6 +42,11 @@ gpu:
 	@$(PYTHON) -c "import torch; raise SystemExit(not torch.cuda.is_available())" \
 		|| { echo "make gpu: $(PYTHON) has no torch that sees a GPU; name one that does with PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m pytest -m gpu
+
+train:
+	@test -d training/build/corpus || $(PYTHON) -m training.corpus `test ! -e training/build/corpus.tar.xz || echo unpack`
+	@test -d training/build/vocabulary || $(PYTHON) -m training.vocabulary
+	$(PYTHON) -m training.train $(MODEL) $(TRAIN)
 
 python:
 	@$(PYTHON) -c "import sys; raise SystemExit(sys.version_info < (3, 10))" || { \

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from dsv4.cache.store import Store
+from dsv4.check.forced import losses, served
 from dsv4.checkpoint.names import parameters
 from dsv4.config import EngineOptions, ModelConfig
+from dsv4.engine.request import Sampling
+from dsv4.llm import LLM
 from dsv4.model.batch import Segment
 from dsv4.model.model import Model
 from dsv4.model.mtp import Mtp
 from dsv4.quant.activation import fp4_simulate, fp8_simulate
 from dsv4.quant.formats import FP8_BLOCK, MXFP4
+from dsv4.quant.tensor import QTensor
 from training import rounding, sinkhorn
 from training.network import Losses, Network
-from training.params import hub_tensor, initial
+from training.params import export, hub_tensor, hub_weights, imported, initial
 from training.pieces import expert_weights, reduce, scores_of_experts
 
 CONFIG = ModelConfig.from_dict(
@@ -56,6 +62,34 @@ def test_logits_and_draft_equal_the_engine_s() -> None:
     assert (x @ params["head.weight"].t() - wanted).abs().max() < 1e-4 * wanted.std()
     draft = Mtp(CONFIG, weights, options, model)(output.streams, ids[:, 1:].flatten(), batch, store.layers[-1])
     assert (drafted - draft).abs().max() < 1e-4 * draft.std()
+
+
+def test_the_embedded_model_predicts_as_in_the_engine_with_all_its_roundings(pico_dir: Path) -> None:
+    llm = LLM.load()
+    model, options = served(llm)
+    pieces = llm.prompt([{"role": "user", "content": "Tell me a story."}]).pieces
+    ids = llm.tokenizer.encode_prompt(pieces)
+    ids = [*ids, *(delta.token for delta in llm.generate(ids, Sampling(temperature=0, max_tokens=128)))]
+    ids = (ids * 4)[:257]
+    wanted = losses(model, options, ids)
+    network = Network(llm.config, imported(pico_dir, llm.config), torch.bfloat16)
+    with torch.no_grad():
+        streams = network.streams(network.rows(torch.tensor([ids[:-1]])), Losses(), sparse=True)
+        found = network.losses(streams, torch.tensor(ids[1:])).double()
+    assert (found - wanted).abs().mean() < 0.02
+    assert abs(float(found.mean() - wanted.mean())) < 0.005
+
+
+def test_a_checkpoint_is_what_was_exported(tmp_path: Path) -> None:
+    params = shaken(8)
+    export(params, CONFIG, tmp_path)
+    back = imported(tmp_path, CONFIG)
+    assert {name: p.shape for name, p in back.items()} == {name: p.shape for name, p in params.items()}
+    once = hub_weights(params, CONFIG)
+    twice = hub_weights(back, CONFIG)
+    for name, weight in once.items():
+        pair = [w.values() if isinstance(w, QTensor) else w for w in (weight, twice[name])]
+        assert torch.equal(*pair), name
 
 
 def test_every_parameter_learns() -> None:

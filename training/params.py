@@ -10,12 +10,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dsv4.checkpoint.load import Weight
+from dsv4.checkpoint.ledger import balance
+from dsv4.checkpoint.load import Weight, load_ledger
 from dsv4.checkpoint.names import parameters
-from dsv4.checkpoint.reader import TORCH_DTYPES
+from dsv4.checkpoint.reader import TORCH_DTYPES, Checkpoint
 from dsv4.checkpoint.specs import Param
 from dsv4.checkpoint.write import write
 from dsv4.config import ModelConfig
+from dsv4.quant.tensor import QTensor
 
 _EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(w[123])\.weight")
 
@@ -72,6 +74,21 @@ def _mixing_base(name: str, config: ModelConfig) -> Tensor:
     site = 2 * int(layer[1]) + (layer[2] == "ffn") if layer else 0
     reads[site % m] = 1.5
     return torch.cat((reads, torch.zeros(m), 4 * torch.eye(m).flatten()))
+
+
+def imported(directory: str | Path, config: ModelConfig) -> dict[str, Tensor]:
+    """The parameters of a checkpoint of this configuration, to train on from: stored numbers, decoded."""
+    checkpoint = Checkpoint.open(directory)
+    weights = load_ledger(checkpoint, balance(config, checkpoint.specs, draft=True), config, "cpu", None)
+    dense = {name: w.values() if isinstance(w, QTensor) else w for name, w in weights.items()}
+    return {name: _imported(name, shape, dense) for name, shape in _shapes(config)}
+
+
+def _imported(name: str, shape: tuple[int, ...], dense: Mapping[str, Tensor]) -> Tensor:
+    if name in dense:
+        return dense[name].float() if dense[name].is_floating_point() else dense[name].long()
+    stem, _, which = name.rpartition(".")
+    return torch.stack([dense[f"{stem}.{expert}.{which}.weight"].float() for expert in range(shape[0])])
 
 
 def hub_tensor(params: Mapping[str, Tensor], name: str) -> Tensor:

@@ -27,7 +27,7 @@ from training.export import export_model
 from training.feed import Block, Maker, Plan, blocks, schedule
 from training.network import COMPILED, Network
 from training.optimizer import Muon, by_adam
-from training.params import initial
+from training.params import imported, initial
 from training.recipes import Phase, Recipe
 from training.step import Passes
 
@@ -42,10 +42,18 @@ BIAS_RATE = 1e-3  # how fast the router's bias evens out the experts
 class Run:
     """Parameters, optimisers, and how far a run has come."""
 
-    def __init__(self, recipe: Recipe, device: str, compiled: Collection[str] = (), recorded: bool = False) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        device: str,
+        compiled: Collection[str] = (),
+        recorded: bool = False,
+        begin: Path | None = None,
+    ) -> None:
+        """`begin`: a checkpoint of the recipe's configuration to train on from, in place of random numbers."""
         self.recipe, self.device, self.step, self.seconds = recipe, device, 0, 0.0
         config = recipe.config
-        start = initial(config, recipe.seed)
+        start = imported(begin, config) if begin else initial(config, recipe.seed)
         self.params = {name: p.to(device).requires_grad_(p.is_floating_point()) for name, p in start.items()}
         self.biases = {name: p for name, p in self.params.items() if name.endswith("gate.bias")}
         self.bias = torch.stack([p.detach() for p in self.biases.values()])  # of all routers, by layer
@@ -172,6 +180,7 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=Path, default=build / "vocabulary")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--minutes", type=float, default=1e9, help="stop by then, to be continued by the same command")
+    parser.add_argument("--begin", type=Path, help="a checkpoint to train on from; without it, random numbers")
     parser.add_argument("--scale", type=float, default=1.0, help="factor on the number of steps")
     parser.add_argument("--fit", type=float, help="so many steps as this machine does in as many minutes")
     parser.add_argument("--processes", type=int, default=max(1, (os.cpu_count() or 2) - 2))
@@ -185,7 +194,7 @@ def main() -> None:
     out = given.out or build / given.recipe
     out.mkdir(parents=True, exist_ok=True)
     plan = Plan.of(recipe, given.vocabulary, given.corpus)
-    how = (given.device, () if given.eager else COMPILED, given.device != "cpu" and not given.unrecorded)
+    how = (given.device, () if given.eager else COMPILED, given.device != "cpu" and not given.unrecorded, given.begin)
     kept, factor = out / "fitted.json", given.scale
     if kept.exists():
         factor = json.loads(kept.read_text(encoding="utf-8"))["factor"]
