@@ -309,6 +309,7 @@ class EngineOptions:
     """What was asked. `max_context` counts positions per sequence; `draft_slack` tokens can be rewound.
 
     `draft_tokens`: guesses a step, where the checkpoint has a draft; None: as many as pay.
+    `kernels`: what ops run as, a choice of `ops/op.py` for all of them or one for each by name ("*": all others).
     """
 
     numerics: Literal["official", "float"] = "official"
@@ -319,6 +320,12 @@ class EngineOptions:
     prefill_chunk: int = 512
     draft_slack: int = 8
     draft_tokens: int | None = None
+    kernels: str | Mapping[str, str] = dataclasses.field(default="reference", hash=False)  # a dict has no hash
+
+    @property
+    def choices(self) -> Mapping[str, str]:
+        """`kernels` by name; "*", for ops that are not named, is among them."""
+        return {"*": self.kernels} if isinstance(self.kernels, str) else {"*": "reference", **self.kernels}
 
     def __post_init__(self) -> None:
         choices = {"numerics": ("official", "float"), "dtype": ("bfloat16", "float32")}

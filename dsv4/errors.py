@@ -36,3 +36,7 @@ class NumericsError(DSV4Error):
 
 class RequestError(DSV4Error):
     """A request that cannot be served: parameters out of range, or more tokens than there is room for."""
+
+
+class KernelError(DSV4Error):
+    """An op that no kernel can run as chosen, or a kernel that cannot be built, loaded or launched."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from dsv4 import settings
+from dsv4 import kernels, settings
 from dsv4.cache.layout import cache_bytes
 from dsv4.cache.store import Store
 from dsv4.chat.dialect import Dialect
@@ -34,6 +34,7 @@ from dsv4.engine.speculate import Drafter
 from dsv4.errors import ConfigError, RequestError
 from dsv4.model.model import Model
 from dsv4.model.mtp import Mtp
+from dsv4.ops.op import PURE, all_ops, check_choices
 
 EMBEDDED = Path(str(files("dsv4"))) / "assets" / "pico"
 # Below this width a matrix product is over before a second thread has woken up.
@@ -77,6 +78,7 @@ class LLM:
         guesses = _guesses(config, options)
         ledger = balance(config, checkpoint.specs, draft=guesses > 0)
         _check_memory(ledger, config, options)
+        _install(options)
         torch.set_num_threads(_threads(config))
         weights = load_ledger(checkpoint, ledger, config, options.device, progress)
         engine = _engine(config, weights, options, tokenizer, guesses)
@@ -147,7 +149,26 @@ def _engine(
     if guesses:
         drafter = Drafter(Mtp(config, weights, options, runner.model), runner.store.layers[-1], guesses)
     words = (tokenizer.eos_id, tokenizer.role_ids, tokenizer.stream)
-    return Engine(runner, options.prefill_chunk, *words, drafter)
+    return Engine(runner, options.prefill_chunk, *words, drafter, options.choices)
+
+
+def _install(options: EngineOptions) -> None:
+    """Register kernels if any op may run one, and look at the choices. KernelError for one that does not exist."""
+    if options.choices != PURE:
+        kernels.install()
+    check_choices(options.choices)
+
+
+def _kernels(options: EngineOptions) -> str:
+    """What ops run as, in words: no op falls back to plain PyTorch unsaid."""
+    asked = ", ".join(f"{name}={choice}" for name, choice in options.choices.items() if name != "*")
+    said = options.choices["*"] + (f"; {asked}" if asked else "")
+    if options.choices["*"] == "reference":
+        return said
+    if torch.device(options.device).type != "cuda":
+        return f"{said}; on a CPU the references"
+    rows = kernels.preferred(torch.device(options.device))
+    return f"{said}; no kernels yet: {', '.join(sorted(all_ops().keys() - rows.keys())) or 'none'}"
 
 
 def _facts(
@@ -161,6 +182,7 @@ def _facts(
         ("cache", f"{cache_bytes(config, options) / 1e6:,.1f} MB"),
         ("draft", f"{config.draft}, {guesses} tokens a step" if guesses else "not used"),
         ("threads", str(torch.get_num_threads())),
+        ("kernels", _kernels(options)),
     )
     return (*facts, ("unknown", ", ".join(config.unknown))) if config.unknown else facts
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import NamedTuple
 
 from dsv4.errors import ConfigError
@@ -28,7 +29,25 @@ def _count(text: str) -> int:
     return count
 
 
-KNOBS = (Knob("DSV4_THREADS", "threads", _count, "a whole number of at least 1"),)
+def _folder(text: str) -> Path:
+    if not text:
+        raise ValueError(text)
+    return Path(text)
+
+
+def _users(text: str) -> Path | None:
+    """The XDG rule: what is empty or relative counts as not set."""
+    path = Path(text)
+    return path if path.is_absolute() else None
+
+
+# The last two are other programs' variables: we read them to find the same folders as they do.
+KNOBS = (
+    Knob("DSV4_THREADS", "threads", _count, "a whole number of at least 1"),
+    Knob("DSV4_CACHE", "cache", _folder, "a directory"),
+    Knob("TORCH_EXTENSIONS_DIR", "torch_extensions", lambda text: Path(text) if text else None, "a directory"),
+    Knob("XDG_CACHE_HOME", "user_cache", _users, "a directory"),
+)
 
 
 @dataclass(frozen=True)
@@ -36,9 +55,15 @@ class Settings:
     """What the environment asks for.
 
     threads: CPU threads for torch (DSV4_THREADS); None lets the program choose.
+    cache: where compiled kernels are kept (DSV4_CACHE); None is dsv4 in the user's folder for caches.
+    torch_extensions: where torch builds its extensions, None for its own default.
+    user_cache: the user's folder for caches, None for ~/.cache.
     """
 
     threads: int | None = None
+    cache: Path | None = None
+    torch_extensions: Path | None = None
+    user_cache: Path | None = None
 
 
 def _to_stderr(line: str) -> None:

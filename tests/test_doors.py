@@ -45,11 +45,18 @@ FILES: dict[str, set[str]] = {
 }
 
 ENGINE_NEEDS = {"torch", "numpy", "tokenizers", "typer", "rich"}
-# What an optional extra of pyproject.toml brings, and the one file that may ask for it.
-EXTRAS = {"check.study.plots": {"matplotlib"}}
+# What an optional extra of pyproject.toml brings, and the files that may ask for it.
+EXTRAS = {
+    "check.study.plots": {"matplotlib"},
+    "check.compare.picture": {"matplotlib"},
+    "kernels.compiler": {"cuda"},
+    "kernels.driver": {"cuda"},
+}
 TENSORS = {"torch", "numpy", "safetensors"}  # safetensors' readers bring one of the other two
 STDLIB_ONLY = ("errors", "settings", "cache.pages")
-TENSOR_FREE = ("", "config", "chat", "engine.scheduler", "engine.request", "engine.stop", *STDLIB_ONLY)
+# Wheels are built where there is no torch, and `dsv4 kernels` needs none to show its table.
+BUILDERS = tuple(f"kernels.{name}" for name in ("build", "cache", "compiler", "prebuilt", "report", "source"))
+TENSOR_FREE = ("", "config", "chat", "engine.scheduler", "engine.request", "engine.stop", *BUILDERS, *STDLIB_ONLY)
 
 
 class Import(NamedTuple):
@@ -189,6 +196,8 @@ def test_every_file_is_in_a_room_of_the_table() -> None:
         ("llm.py", "from dsv4.cli import main", "may not import cli"),
         ("check/compare.py", "import dsv4.server.app", "may not import server"),
         ("model/block.py", "import transformers", "not among the engine's dependencies"),
+        ("kernels/norm.py", "from cuda.core import Program", "not among the engine's dependencies"),
+        ("kernels/build.py", "import torch", "may not import torch"),
         ("check/study/report.py", "import matplotlib", "not among the engine's dependencies"),
         ("helpers.py", "import dsv4.errors", "is no room of the table"),
         ("quant/formats.py", "from dsv4.helpers import f", "in no room of the table"),
@@ -210,6 +219,7 @@ def test_a_planted_wrong_door_is_found(tmp_path: Path, file: str, source: str, w
         ("engine/stop.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from torch import Tensor"),
         ("engine/runner.py", "import torch\nfrom . import request\nfrom dsv4.model.model import Model"),
         ("chat/tokenizer.py", "from tokenizers import Tokenizer"),
+        ("kernels/compiler.py", "def f() -> None:\n    from cuda.core import Program"),
     ],
 )
 def test_a_right_door_is_open(tmp_path: Path, file: str, source: str) -> None:

@@ -41,10 +41,22 @@ def test_an_empty_environment_gives_the_defaults() -> None:
 
 @pytest.mark.parametrize(
     ("variable", "text", "field", "value"),
-    [("DSV4_THREADS", "3", "threads", 3)],
+    [
+        ("DSV4_THREADS", "3", "threads", 3),
+        ("DSV4_CACHE", "here/kernels", "cache", Path("here/kernels")),
+        ("TORCH_EXTENSIONS_DIR", "/x/extensions", "torch_extensions", Path("/x/extensions")),
+        ("TORCH_EXTENSIONS_DIR", "", "torch_extensions", None),
+        ("XDG_CACHE_HOME", "/x/cache", "user_cache", Path("/x/cache")),
+        ("XDG_CACHE_HOME", "x/cache", "user_cache", None),
+    ],
 )
 def test_a_knob_sets_its_field(variable: str, text: str, field: str, value: object) -> None:
     assert getattr(settings.load({variable: text, "HOME": "x"}, no_report), field) == value
+
+
+def test_an_empty_cache_folder_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^DSV4_CACHE; got ''; wanted a directory; unset DSV4_CACHE"):
+        settings.load({"DSV4_CACHE": ""}, no_report)
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "many", "2.5"])
@@ -100,7 +112,7 @@ def texts() -> Iterator[Path]:
     kinds = (".py", ".md", ".cu", ".cuh", ".json", ".jsonl")
     yield from (ROOT / name for name in ("Makefile", "pyproject.toml", ".gitignore", ".ci/run"))
     yield from ROOT.glob("*.md")
-    for folder in ("dsv4", "tests", "training", "bench"):
+    for folder in ("dsv4", "tests", "training", "bench", "wheel"):
         yield from (p for p in (ROOT / folder).rglob("*") if p.suffix in kinds)
 
 
@@ -213,9 +225,17 @@ def test_the_declared_dependencies_are_those_the_doors_allow() -> None:
 
 
 def test_the_wheel_holds_the_whole_package_and_nothing_else(tmp_path: Path) -> None:
+    """By our backend; what it adds, tests/test_kernels_wheel.py looks at."""
     pytest.importorskip("flit_core")
-    build = f"from flit_core.buildapi import build_wheel; print(build_wheel({str(tmp_path)!r}))"
-    done = subprocess.run([sys.executable, "-c", build], cwd=ROOT, capture_output=True, text=True, check=True)
+    build = f"from with_cubins import build_wheel; print(build_wheel({str(tmp_path)!r}, {{'cubins': 'none'}}))"
+    done = subprocess.run(
+        [sys.executable, "-c", build],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": "wheel"},
+    )
     name = done.stdout.split()[-1]
     assert name.startswith(f"dsv4-{dsv4.__version__}-")
     inside = {entry for entry in zipfile.ZipFile(tmp_path / name).namelist() if ".dist-info/" not in entry}

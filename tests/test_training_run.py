@@ -117,6 +117,7 @@ def test_every_recipe_names_families_and_sources_that_exist() -> None:
 # --- runs ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_that_was_interrupted_continues_as_if_it_had_not_been(recipe: Recipe, plan: Plan, tmp_path: Path) -> None:
     for name in ("whole", "cut"):
         (tmp_path / name).mkdir()
@@ -143,6 +144,7 @@ def test_the_log_tells_each_family_s_loss(recipe: Recipe, plan: Plan, tmp_path: 
     assert all(1 < loss < 20 for loss in line["families"].values())
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_ends_the_run(recipe: Recipe, plan: Plan, tmp_path: Path) -> None:
     run = run_of(recipe)
     with torch.no_grad():
@@ -165,6 +167,7 @@ def test_what_was_trained_is_what_the_engine_loads(recipe: Recipe, plan: Plan, w
         export_model(run.params, replace(recipe, limit=1000), words, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_recipe_is_measured_and_stretched(recipe: Recipe, plan: Plan) -> None:
     assert 0 < measured(run_of(recipe), Maker(plan)) < 600
     assert [phase.steps for phase in scaled(recipe, 10.0).phases] == [20, 10, 10]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,9 +15,11 @@ from rich.console import Console
 from dsv4.cli.progress import byte_bar
 from dsv4.config import EngineOptions
 from dsv4.engine.request import Sampling
+from dsv4.errors import ConfigError
 
 Numerics = Literal["official", "float"]
 Dtype = Literal["bfloat16", "float32"]
+Kernels = Literal["reference", "covered", "auto", "unfused"]
 
 
 def generate(
@@ -43,12 +46,21 @@ def generate(
         Numerics, typer.Option(help="official: round activations as the model was trained")
     ] = "official",
     dtype: Annotated[Dtype, typer.Option(help="how activations are stored")] = "bfloat16",
-    device: Annotated[str, typer.Option(help="where the references run")] = "cpu",
+    device: Annotated[str, typer.Option(help="where the model runs")] = "cpu",
+    kernels: Annotated[Kernels, typer.Option(help="covered: where there are any; auto: nothing else")] = "reference",
+    force: Annotated[list[str] | None, typer.Option(help="OP=CHOICE for one op; repeatable")] = None,
     draft: Annotated[int | None, typer.Option(help="tokens to guess each step with the draft; 0: none")] = None,
     max_context: Annotated[int, typer.Option(help="positions per sequence")] = 4096,
 ) -> None:
     """Answer one prompt. Sampling defaults to what the checkpoint recommends."""
-    options = EngineOptions(numerics=numerics, dtype=dtype, device=device, max_context=max_context, draft_tokens=draft)
+    options = EngineOptions(
+        numerics=numerics,
+        dtype=dtype,
+        device=device,
+        max_context=max_context,
+        draft_tokens=draft,
+        kernels={"*": kernels, **forced(force or ())},
+    )
     asked: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     asked = {name: value for name, value in asked.items() if value is not None}
     asked |= {"seed": seed, "max_tokens": max_tokens, "stop": tuple(stop or ()), "trace": trace}
@@ -73,3 +85,12 @@ def generate(
     if not as_json:
         err.print("\n".join(llm.resolved.lines()), style="dim", markup=False, soft_wrap=True)
     Answer(llm, len(ids), in_reasoning, trace > 0, err, as_json).run(deltas)
+
+
+def forced(given: Sequence[str]) -> dict[str, str]:
+    """Texts "OP=CHOICE" as a table. ConfigError for one that is none."""
+    pairs = [text.partition("=") for text in given]
+    wrong = [text for text, (op, _, choice) in zip(given, pairs, strict=True) if not op or not choice]
+    if wrong:
+        raise ConfigError("--force", got=repr(wrong[0]), wanted="OP=CHOICE, as in rms_norm=reference")
+    return {op: choice for op, _, choice in pairs}

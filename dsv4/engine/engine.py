@@ -14,6 +14,7 @@ from dsv4.engine.scheduler import Scheduler, Work
 from dsv4.engine.speculate import Confirmed, Drafter
 from dsv4.engine.stop import StopText, finish_reason
 from dsv4.errors import NumericsError, RequestError
+from dsv4.ops.op import PURE, Choices, under
 
 
 class Engine:
@@ -27,12 +28,15 @@ class Engine:
         roles: Container[int],
         text: Callable[[], TextStream],
         drafter: Drafter | None = None,
+        choices: Choices = PURE,
     ) -> None:
+        """`choices`: what the model's ops run as, where nobody says otherwise around `step`."""
         self._runner, self._eos, self._roles, self._text, self._drafter = runner, eos, roles, text, drafter
         self.drafted = self.confirmed = 0  # tokens guessed so far, and how many of them the model chose as well
         self._scheduler = Scheduler(len(runner.store.lengths), chunk)
         self._requests: dict[int, Request] = {}
         self._count = 0
+        self._choices = choices
 
     @property
     def busy(self) -> bool:
@@ -79,6 +83,10 @@ class Engine:
 
     def step(self) -> list[Delta]:
         """Run one step of the model over all requests that fit, and accept its tokens."""
+        with under(self._choices):
+            return self._step()
+
+    def _step(self) -> list[Delta]:
         for request in self._scheduler.admit():
             self._runner.store.reset(request.slot)
         work = self._scheduler.schedule()

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dsv4.ops.op import op
+
 BLOCK = 64  # entries per step of the running softmax, as in the reference kernel
 GATHERED = 1 << 26  # numbers gathered from the pool at once
 
@@ -17,6 +19,7 @@ def window_positions(positions: Tensor, window: int) -> Tensor:
     return span.masked_fill(span > positions.unsqueeze(1), -1)
 
 
+@op
 def sparse_attention(q: Tensor, pool: Tensor, rows: Tensor, sink: Tensor) -> Tensor:
     """Softmax attention in which every row of the pool is key and value at once.
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dsv4.ops.linear import matmul
 from dsv4.ops.norm import rms_norm
+from dsv4.ops.op import op
 from dsv4.ops.rope import Rotation, rope
 
 OVERLAPPED = 4  # the ratio whose blocks overlap by one
@@ -22,6 +23,7 @@ class Compressor(NamedTuple):
     norm: Tensor  # [D]
 
 
+@op
 def compressor_terms(x: Tensor, weights: Compressor, positions: Tensor) -> Tensor:
     """What each token adds to the blocks it belongs to: [T, 2, C] FP32, values then scores.
 
@@ -40,6 +42,7 @@ def block_tokens(ends: Tensor, ratio: int) -> Tensor:
     return ends.unsqueeze(1) + torch.arange(1 - span, 1, device=ends.device)
 
 
+@op
 def pool(terms: Tensor, tokens: Tensor, ratio: int, dtype: torch.dtype) -> Tensor:
     """One entry per block: sum over its slots of softmax(score) * value, per channel, FP32, rounded to `dtype`.
 
@@ -57,6 +60,7 @@ def pool(terms: Tensor, tokens: Tensor, ratio: int, dtype: torch.dtype) -> Tenso
     return (values.masked_fill(absent, 0) * weights).sum(1).type(dtype)
 
 
+@op
 def finish_entry(entry: Tensor, norm: Tensor, turn: Rotation, eps: float) -> Tensor:
     """Normalise pooled entries and rotate them to their block's first position. entry: [B, D]; returns the same."""
     return rope(rms_norm(entry, norm, eps), turn)

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from dsv4.ops.linear import matmul
+from dsv4.ops.op import op
 
 KEY_BLOCK = 64  # keys scored at once; fixed, so that a score does not depend on how many keys there are
 
 
+@op
 def head_weights(x: Tensor, weight: Tensor, dim: int) -> Tensor:
     """Signed weight of each index head: [T, d] x [H, d] -> [T, H] in x's dtype.
 
@@ -18,6 +20,7 @@ def head_weights(x: Tensor, weight: Tensor, dim: int) -> Tensor:
     return torch.mul(matmul(x, weight).type(x.dtype), (dim * weight.shape[0]) ** -0.5)
 
 
+@op
 def index_scores(q: Tensor, weights: Tensor, keys: Tensor, rows: Tensor) -> Tensor:
     """score(t, w) = sum over heads of weight * relu(q . k_w), rounded to q's dtype after each step as in the reference.
 
@@ -42,6 +45,7 @@ def top_k(scores: Tensor, k: int) -> Tensor:
     return order[:, :k]
 
 
+@op
 def select_rows(scores: Tensor, visible: Tensor, k: int) -> Tensor:
     """The min(k, visible) best candidates of each token, ascending, then -1: [T, W] -> [T, k].
 

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from dsv4.ops.norm import rms_norm
+from dsv4.ops.op import op
 from dsv4.ops.rope import Rotation, rope
 from dsv4.quant.kv_rows import KvRow
 
 
+@op
 def write_kv(kv: Tensor, weight: Tensor, eps: float, turn: Rotation, pages: Tensor, rows: Tensor) -> None:
     """Normalise, rotate, round and store one vector a token.
 
@@ -25,6 +27,7 @@ def write_kv(kv: Tensor, weight: Tensor, eps: float, turn: Rotation, pages: Tens
         pages[page.unsqueeze(1), first.unsqueeze(1) + torch.arange(bytes_.shape[1], device=pages.device)] = bytes_
 
 
+@op
 def read_kv(pages: Tensor, rows: Tensor, dims: int, rope_dims: int) -> Tensor:
     """The stored vectors, decoded: pages as above, rows [T] int64 -> BF16 [T, D]. A negative row gives zeros."""
     layout = KvRow(dims, rope_dims)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dsv4.ops.op import op
 from dsv4.quant.rounding import Rounding
 from dsv4.quant.tensor import QTensor
 
@@ -15,6 +16,7 @@ def widen(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float32 else x.float()
 
 
+@op
 def matmul(x: Tensor, weight: Tensor) -> Tensor:
     """`x @ weight.T` in FP32, every row a product of its own.
 
@@ -45,11 +47,13 @@ def quantize_input(x: Tensor, weight: Tensor | QTensor, rounding: Rounding) -> T
     return rounding(x) if isinstance(weight, QTensor) else x
 
 
+@op
 def project(x: Tensor, weight: Tensor | QTensor) -> Tensor:
     """The product of an input that `quantize_input` has seen, rounded once to its dtype: [T, K] -> [T, N]."""
     return matmul(x, dense(weight)).type(x.dtype)
 
 
+@op
 def linear(x: Tensor, weight: Tensor | QTensor, rounding: Rounding) -> Tensor:
     """A linear layer without bias, accumulated in FP32 and rounded once to the dtype of `x`.
 
@@ -61,6 +65,7 @@ def linear(x: Tensor, weight: Tensor | QTensor, rounding: Rounding) -> Tensor:
     return project(quantize_input(x, weight, rounding), weight)
 
 
+@op
 def grouped_linear(x: Tensor, weight: Tensor) -> Tensor:
     """The first half of the output projection: each group of heads has a matrix of its own.
 

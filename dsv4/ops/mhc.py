@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dsv4.ops.linear import matmul, widen
 from dsv4.ops.norm import rms_norm_quant
+from dsv4.ops.op import op
 from dsv4.quant.formats import Format
 from dsv4.quant.rows import GlobalScale
 from dsv4.quant.tensor import QTensor
@@ -69,6 +70,7 @@ def _weighted(wide: Tensor, weights: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.bmm(weights.unsqueeze(1), wide).squeeze(1).type(dtype)
 
 
+@op
 def mhc_pre(streams: Tensor, mixer: Mixer, iterations: int, eps: float, norm_eps: float) -> Mixed:
     """Reduce the streams to one sublayer input and compute the weights of the way back.
 
@@ -83,6 +85,7 @@ def mhc_pre(streams: Tensor, mixer: Mixer, iterations: int, eps: float, norm_eps
     return Mixed(x, 2 * gates[:, m:], sinkhorn(mixed[:, 2 * m :].view(count, m, m), iterations, eps), streams)
 
 
+@op
 def mhc_post(y: Tensor, mixed: Mixed) -> Tensor:
     """Write a sublayer's output back: stream k becomes post_k * y + sum_j comb_jk * stream_j.
 
@@ -92,12 +95,14 @@ def mhc_post(y: Tensor, mixed: Mixed) -> Tensor:
     return (mixed.post.unsqueeze(2) * y.float().unsqueeze(1) + carried).type(y.dtype)
 
 
+@op
 def mhc_head(streams: Tensor, mixer: Mixer, eps: float, norm_eps: float) -> Tensor:
     """Reduce the streams to one vector before the last norm: [T, M, d] -> [T, d]. Only `pre` weights, no way back."""
     wide = streams.float()
     return _weighted(wide, sigmoid(_mix(wide, mixer, norm_eps)) + eps, streams.dtype)
 
 
+@op
 def mhc_pre_norm_quant(
     streams: Tensor,
     mixer: Mixer,
@@ -113,6 +118,7 @@ def mhc_pre_norm_quant(
     return (mixed, *rms_norm_quant(mixed.x, weight, norm_eps, fmt, scale))
 
 
+@op
 def mhc_post_pre_norm_quant(
     y: Tensor,
     mixed: Mixed,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dsv4.ops.index import top_k
 from dsv4.ops.linear import matmul, project, quantize_input
+from dsv4.ops.op import op
 from dsv4.ops.quantize import quantize
 from dsv4.quant.formats import Format
 from dsv4.quant.rounding import Numerics
@@ -44,6 +45,7 @@ def silu(x: Tensor) -> Tensor:
     return x / (1 + torch.exp(-x))
 
 
+@op
 def route(x: Tensor, gate: Tensor, bias: Tensor | None, chosen: Tensor | None, k: int, scale: float) -> Route:
     """Choose k experts for each token.
 
@@ -57,12 +59,14 @@ def route(x: Tensor, gate: Tensor, bias: Tensor | None, chosen: Tensor | None, k
     return Route(experts, weights / weights.sum(1, keepdim=True) * scale)
 
 
+@op
 def swiglu(gate: Tensor, up: Tensor, limit: float) -> Tensor:
     """silu(min(gate, limit)) * clamp(up, -limit, limit) in FP32; the gate has no lower bound. limit 0: no clamp."""
     gate, up = gate.float(), up.float()
     return silu(gate.clamp(max=limit)) * up.clamp(-limit, limit) if limit else silu(gate) * up
 
 
+@op
 def swiglu_quant(
     gate: Tensor, up: Tensor, limit: float, weight: Tensor | None, fmt: Format, scale: GlobalScale = None
 ) -> QTensor:
@@ -75,6 +79,7 @@ def swiglu_quant(
     return quantize(hidden.type(gate.dtype), fmt, scale)
 
 
+@op
 def moe(x: Tensor, picks: Route, experts: Sequence[Expert], shared: Expert, limit: float, rounds: Numerics) -> Tensor:
     """Routed experts and the shared one, summed in FP32: routed by ascending number, shared last. [T, d] -> [T, d].
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dsv4.ops.op import op
 from dsv4.ops.quantize import quantize
 from dsv4.quant.formats import Format
 from dsv4.quant.rows import GlobalScale
 from dsv4.quant.tensor import QTensor
 
 
+@op
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`weight * x / sqrt(mean(x^2) + eps)` over the last dimension, in FP32 with one rounding at the end.
 
@@ -21,6 +23,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return (weight * scaled).type(x.dtype)
 
 
+@op
 def unit_rms(x: Tensor, eps: float) -> Tensor:
     """Weightless RMS normalisation of each query head, rounded to x's dtype after every step as the reference does.
 
@@ -30,6 +33,7 @@ def unit_rms(x: Tensor, eps: float) -> Tensor:
     return x * torch.rsqrt((mean + eps).float()).type(x.dtype)
 
 
+@op
 def rms_norm_quant(
     x: Tensor, weight: Tensor, eps: float, fmt: Format, scale: GlobalScale = None
 ) -> tuple[Tensor, QTensor]:

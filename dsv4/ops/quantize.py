@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from dsv4.ops.linear import matmul
+from dsv4.ops.op import op
 from dsv4.quant.formats import Format
 from dsv4.quant.rounding import FP4, FP8_KV, Rounding, none
 from dsv4.quant.rows import GlobalScale, encode_rows
 from dsv4.quant.tensor import QTensor
 
 
+@op
 def quantize(x: Tensor, fmt: Format, scale: GlobalScale = None) -> QTensor:
     """What a quantised matrix reads of x, in bytes.
 
@@ -23,6 +25,7 @@ def quantize(x: Tensor, fmt: Format, scale: GlobalScale = None) -> QTensor:
     return encode_rows(x, fmt, scale)
 
 
+@op
 def quantize_kv(x: Tensor, rope_dims: int, rounding: Rounding = FP8_KV) -> Tensor:
     """Round the first D - R dimensions (the last R stay as they are). x: [T, D]; returns the same."""
     if rounding is none:
@@ -48,6 +51,7 @@ def hadamard(x: Tensor) -> Tensor:
     return matmul(x.reshape(-1, dims), _hadamard_matrix(dims, x.device)).type(x.dtype).view(x.shape)
 
 
+@op
 def quantize_index(x: Tensor, rounding: Rounding = FP4) -> Tensor:
     """Spread a vector over its dimensions (Hadamard) and round it. x: [..., D]; returns the same.
 

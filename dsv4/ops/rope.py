@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dsv4.ops.norm import unit_rms
+from dsv4.ops.op import op
 
 
 class Rotation(NamedTuple):
@@ -51,6 +52,7 @@ def rotation(positions: Tensor, steps: Tensor) -> Rotation:
     return Rotation(torch.stack((cos, cos), -1).flatten(1), torch.stack((-sin, sin), -1).flatten(1))
 
 
+@op
 def rope(x: Tensor, turn: Rotation, inverse: bool = False) -> Tensor:
     """Rotate the last R dimensions of x in pairs (2i, 2i+1), in FP32, rounded once to x's dtype.
 
@@ -65,6 +67,7 @@ def rope(x: Tensor, turn: Rotation, inverse: bool = False) -> Tensor:
     return torch.cat((x[..., :-dims], turned.type(x.dtype)), -1)
 
 
+@op
 def q_norm_rope(q: Tensor, eps: float, turn: Rotation) -> Tensor:
     """Query heads, normalised each by itself and rotated: [T, H, D] -> the same."""
     return rope(unit_rms(q, eps), turn)

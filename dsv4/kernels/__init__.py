@@ -1,0 +1,84 @@
+"""The machine: faster versions of ops, and which of them each architecture prefers.
+
+Importing this needs no GPU and no cuda-core. `install` registers what there is; a kernel is built or loaded when it is
+first launched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Final
+
+from dsv4.kernels.architectures import ARCHITECTURES
+
+if TYPE_CHECKING:
+    import torch
+
+    from dsv4.ops.op import Explained
+
+_SIMT: Final = {
+    "mhc_head": ("fused",),
+    "mhc_post": ("fused",),
+    "mhc_post_pre_norm_quant": ("fused", "cluster", "unfused"),
+    "mhc_pre": ("fused",),
+    "mhc_pre_norm_quant": ("fused", "unfused"),
+    "q_norm_rope": ("fused", "unfused"),
+    "quantize": ("fused",),
+    "read_kv": ("fused",),
+    "rms_norm": ("fused",),
+    "rms_norm_quant": ("fused", "unfused"),
+    "rope": ("fused",),
+    "swiglu": ("fused",),
+    "swiglu_quant": ("fused",),
+    "unit_rms": ("fused",),
+    "write_kv": ("fused",),
+}
+# The only place where the choice stands: architecture -> op -> implementations, the best first. "unfused" is the op's
+# own body over the kernels of the smaller ops, and stands where these leave nothing to plain PyTorch.
+PREFER: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = dict.fromkeys(ARCHITECTURES, _SIMT)
+
+
+def install() -> None:
+    """Register the kernels. They run inside `dsv4.ops.op.use` alone; calling this again does nothing."""
+    from dsv4.ops.op import prefer
+
+    _register()
+    prefer(preferred)
+
+
+def _register() -> None:
+    """Each family's file registers its functions when it is imported."""
+    from dsv4.kernels import kv, mhc, moe, norm, quantize, rope  # noqa: F401
+
+
+@cache
+def preferred(device: torch.device) -> Mapping[str, tuple[str, ...]]:
+    """The row of PREFER for a CUDA device; nothing for one that none of our kernels is compiled for."""
+    import torch
+
+    capability = torch.cuda.get_device_capability(device)
+    return next((PREFER[name] for name, known in ARCHITECTURES.items() if known.capability == capability), {})
+
+
+def explain(architecture: str) -> list[Explained]:
+    """For every op, what "auto" runs on "sm_90a" and the like if it accepts the arguments, and why not the others.
+
+    What one call comes to, with its arguments: `Op.explain`.
+    """
+    from dsv4.ops.op import Explained, all_ops
+
+    found = []
+    for name, one in sorted(all_ops().items()):
+        order = PREFER[architecture].get(name, ())
+        runs = next((given for given in order if given in one.implementations), None)
+        given = dict.fromkeys((*order, *one.implementations))
+        others = {other: _reason(other, order, one.implementations) for other in given if other != runs}
+        found.append(Explained(name, runs, others))
+    return found
+
+
+def _reason(name: str, order: tuple[str, ...], installed: Mapping[str, object]) -> str:
+    if name not in installed:
+        return "not installed"
+    return "where the better ones refuse" if name in order else "only if asked for by name"
