@@ -1,0 +1,59 @@
+// Words that mean the same on the device and behind the host shim, and launch helpers that are no-ops there.
+#pragma once
+
+using u8 = unsigned char;
+using u16 = unsigned short;
+using u32 = unsigned int;
+using u64 = unsigned long long;
+using i64 = long long;
+
+constexpr u32 ALL_LANES = 0xFFFFFFFFu;
+
+#ifndef DYNAMIC_SHARED
+#define DYNAMIC_SHARED(type, name) extern __shared__ type name[]
+#endif
+
+// Wait until all that the kernels in front have written can be read. What stands before it may read constants alone, and
+// write nothing. No-op where the launch does not overlap. Every thread calls it, also one that has no work: the kernel
+// behind us relies on it that those in front of us are done when we are.
+__device__ __forceinline__ void pdl_wait() {
+#ifdef __CUDA_ARCH__
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// The kernel behind may be launched as soon as all our blocks have come here; it waits itself for what we write.
+__device__ __forceinline__ void pdl_trigger() {
+#ifdef __CUDA_ARCH__
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// 16 bytes that are read once: they take no place in the first cache. Not .nc: the bytes may be written by a kernel that
+// still runs when we start.
+__device__ __forceinline__ uint4 load16_once(const void* p) {
+#ifdef __CUDA_ARCH__
+  uint4 v;
+  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p)
+               : "memory");
+  return v;
+#else
+  return *static_cast<const uint4*>(p);
+#endif
+}
+
+// Whether `p` and every address a whole number of `stride` bytes from it is a multiple of `bytes`, a power of two.
+__device__ __forceinline__ bool aligned(const void* p, i64 stride, int bytes) {
+  return ((reinterpret_cast<u64>(p) | static_cast<u64>(stride)) & (bytes - 1)) == 0;
+}
+
+// The same pointer, of which the compiler knows nothing: it does not write a loop twice, with it and without.
+template <class T>
+__device__ __forceinline__ T* opaque(T* p) {
+#ifdef __CUDA_ARCH__
+  asm volatile("" : "+l"(p));
+#endif
+  return p;
+}

@@ -1,0 +1,28 @@
+// What common/convert.cuh makes of numbers, for test_kernels_convert.py. The same text runs on the host and on a GPU.
+//
+// arch: sm_90a sm_100a sm_103a sm_120a
+#include "common/formats.cuh"
+
+// out: [n, 6]: BF16, E4M3, E2M1 by integer code, then as the kernels convert.
+extern "C" __global__ void narrowed(const float* x, u32* out, i64 n) {
+  const i64 i = static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i >= n) return;
+  const float v = x[i], eight[8] = {0, v, -v, v, 0, 0, 0, v};
+  u32* const to = out + 6 * i;
+  to[0] = bf16_bits(v), to[1] = e4m3_bits(v), to[2] = e2m1_bits(v);
+  to[3] = bf16x2(1.0f, v) >> 16, to[4] = e4m3x2(1.0f, v) >> 8;
+  const u32 word = e2m1x8(eight), mirrored = word >> 8 & 15 ^ 8;
+  to[5] = (word >> 4 & 15) == word >> 28 && (word >> 4 & 15) == mirrored ? word >> 28 : 99;
+}
+
+// out: [256, 2] FP32 of every E4M3 and every UE8M0 byte.
+extern "C" __global__ void widened(float* out) {
+  out[2 * threadIdx.x] = e4m3_float(threadIdx.x);
+  out[2 * threadIdx.x + 1] = ue8m0_float(threadIdx.x);
+}
+
+// out[i] = x[i] / step[i] as NVFP4 divides.
+extern "C" __global__ void divided(const float* x, const float* step, float* out, i64 n) {
+  const i64 i = static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i < n) out[i] = Divisor(step[i])(x[i]);
+}

@@ -1,0 +1,69 @@
+"""The everyday cases on the shim: what is wrong with the kernels of a folder, by the label of a case or of a probe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from dsv4 import kernels
+from dsv4.check.cases import FAMILIES
+from dsv4.check.contract import Case, Size, judge
+from dsv4.ops.op import use
+from tests import shim
+from tests.shim.build import CSRC
+from tests.shim.probes import PROBES
+
+
+@cache
+def cases(*sizes: Size) -> dict[str, Case]:
+    """Cases of all families by their labels, but those that the kernels may refuse and do. No size: the small ones."""
+    kernels.install()
+    with shim.posing():
+        listed = [case for family in FAMILIES.values() for case in family() if case.size in (sizes or ("small",))]
+        return {case.label: case for case in listed if not (case.refusable and _refused(case))}
+
+
+def _refused(case: Case) -> str | None:
+    return case.op.implementations["fused"].accepts(*case.make())
+
+
+def unfused(case: Case) -> Callable[..., Any]:
+    """The op's own body over the kernels of the smaller ops."""
+    smaller = {name: "fused" for name, op in kernels_of().items() if op is not case.op}
+
+    def run(*args: Any) -> Any:
+        with shim.posing(), use(smaller):
+            return case.op.reference(*args)
+
+    return run
+
+
+def kernels_of() -> dict[str, Any]:
+    """Ops that have a fused implementation."""
+    from dsv4.ops.op import all_ops
+
+    return {name: op for name, op in all_ops().items() if "fused" in op.implementations}
+
+
+def problems(label: str, csrc: Path = CSRC) -> list[str]:
+    """What the kernels of `csrc` do wrong in a case or a probe; nothing is as it should be."""
+    if label in PROBES:
+        try:
+            return list(PROBES[label](csrc))
+        except shim.Fault as fault:
+            return [str(fault)]
+    case = cases("small", "full")[label]
+    try:
+        with shim.machine(csrc=csrc) as ran:
+            verdicts = judge(case, case.op.implementations["fused"].run, twin=unfused(case) if fuses(case) else None)
+    except shim.Fault as fault:
+        return [str(fault)]
+    wrong = [f"{v.check} {v.leaf}: {v.distance}" for v in verdicts if not v.ok]
+    return wrong if ran else [*wrong, "no kernel ran"]
+
+
+def fuses(case: Case) -> bool:
+    """Whether the op is several smaller ones in one, with kernels of their own, of equal bits."""
+    return case.op.name in ("rms_norm_quant", "swiglu_quant", "q_norm_rope", "write_kv")

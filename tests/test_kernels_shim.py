@@ -1,0 +1,174 @@
+"""The kernels' own text on the CPU: the everyday cases, offsets beyond 2^31, and ThreadSanitizer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import pytest
+import torch
+from torch import Tensor
+
+from dsv4.check.cases import FAMILIES
+from dsv4.check.cases.norm import FORMATS, NEAR
+from dsv4.check.contract import Case, judge
+from dsv4.check.metrics import differing, leaves
+from dsv4.kernels import norm
+from dsv4.kernels import quantize as quantizers
+from dsv4.kernels.build import Places, find
+from dsv4.kernels.figures import Figures
+from dsv4.kernels.launch import KERNELS
+from dsv4.kernels.rows import NAMES, REGISTERS, STORED, THREADS
+from dsv4.ops.norm import rms_norm
+from dsv4.ops.quantize import quantize
+from tests import shim
+from tests.devices import normal
+from tests.shim.build import build, kernels, library
+from tests.shim.everyday import cases, problems
+from tests.shim.probes import PROBES
+
+FILES = ("norm.cu", "quantize.cu", "moe.cu", "rope.cu", "kv.cu")
+
+
+@pytest.mark.parametrize("label", cases())
+def test_a_case(label: str) -> None:
+    """Memory, the same bits in another order of threads, a token alone, reference, unfused twin, oracle."""
+    assert problems(label) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("label", cases("full"))
+def test_a_case_of_full_size(label: str) -> None:
+    assert problems(label) == []
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_a_probe(name: str) -> None:
+    assert problems(name) == []
+
+
+MANY = [label for label in cases() if re.match(r"rms_norm(_quant)?: .*(x 336|x 272|odd rows)", label)]
+
+
+@pytest.mark.parametrize("label", MANY)
+def test_a_case_by_the_kernels_for_many_rows(label: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two chunks a warp: no CPU has the patience for as many rows as they are meant for."""
+    monkeypatch.setattr(norm, "FEW", 0)
+    assert problems(label) == []
+
+
+def long_row(dtype: torch.dtype) -> Tensor:
+    """Longer than 8192: four chunks a warp to normalise it, two to store it."""
+    return normal("long", 1, 8712, dtype=dtype)
+
+
+LONG = [
+    *(
+        Case(op=rms_norm, name=name, make=lambda t=t: (long_row(t), normal("weight", 8712), 1e-6), bounds=NEAR)
+        for t, name in NAMES.items()
+    ),
+    *(
+        Case(op=quantize, name=label, make=lambda fmt=fmt, scale=scale: (long_row(torch.bfloat16), fmt, scale))
+        for label, fmt, scale in FORMATS
+    ),
+]
+
+
+@pytest.mark.parametrize("case", LONG, ids=lambda case: case.label)
+def test_a_long_row(case: Case) -> None:
+    with shim.machine():
+        verdicts = judge(case, case.op.implementations["fused"].run)
+    assert [verdict for verdict in verdicts if not verdict.ok] == []
+
+
+def test_every_kernel_runs_in_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the five files, in those above."""
+    names: set[str] = set()
+    for few in (norm.FEW, 0):
+        monkeypatch.setattr(norm, "FEW", few)
+        for case in (*cases().values(), *LONG):
+            with shim.machine(order=0) as ran:
+                case.op.implementations["fused"].run(*case.make())
+            names.update(ran)
+    assert {name for file in FILES for name in kernels(file)} - names == set()
+
+
+WATCHED = (
+    "rms_norm_quant: nvfp4 by row 3 x 336 bf16",
+    "rms_norm_quant: fp8 3 x 272 fp32",
+    "quantize: nvfp4 by tensor 3 x 18 bf16",
+    "swiglu_quant: mxfp4 3 x 272 bf16",
+    "q_norm_rope: 1 x 2 x 128 bf16",
+    "write_kv: one token bf16",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("label", WATCHED)
+def test_no_race(label: str) -> None:
+    """ThreadSanitizer sees none, and OS threads give the bits of the fibers."""
+    case = cases()[label]
+    run, found = case.op.implementations["fused"].run, []
+    for threads in (False, True):
+        given = case.make()
+        with shim.machine(threads=threads):
+            found.append(leaves(case.outcome(given, run(*given))))
+    assert {name for name, leaf in found[0].items() if differing(leaf.tensor, found[1][name].tensor)} == set()
+
+
+def test_what_has_to_be_accepted_is() -> None:
+    """Of the cases that are run on no CPU for their size too, but the largest."""
+    with shim.posing():
+        listed = [case for family in FAMILIES.values() for case in family() if case.size == "full"]
+        reasons = {case.label: case.op.implementations["fused"].accepts(*case.make()) for case in listed}
+    assert len(reasons) > 50
+    refusable = {case.label for case in listed if case.refusable}
+    assert {label: why for label, why in reasons.items() if why and label not in refusable} == {}
+
+
+def test_a_wrapper_launches_what_the_kernel_declares() -> None:
+    """Every kernel of these families: its name exists, its parameters have the kinds that the wrapper passes."""
+    ours = [kernel for kernel in KERNELS if kernel.file in FILES]
+    assert len(ours) > 50
+    for kernel in ours:
+        entry = library(build(kernel.file)).simt_find(kernel.name.encode())
+        assert entry, kernel
+        assert entry.contents.letters.decode() == kernel.signature, kernel
+
+
+def test_every_kernel_has_a_wrapper() -> None:
+    known = {(kernel.file, kernel.name) for kernel in KERNELS}
+    for file in FILES:
+        assert {(file, name) for name in kernels(file)} <= known
+
+
+def test_launch_shapes_change_no_bit() -> None:
+    """The same rows in one chunk a warp and in two, one row a block and several, by few blocks and by many."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(5, 500).bfloat16(), torch.randn(500)
+    found = []
+    for grid, chunks, slots, warps in ((5, 1, 1, 2), (1, 1, 4, 2), (2, 2, 1, 1), (3, 2, 2, 1), (2, 1, 1, 8)):
+        y, data = torch.zeros_like(x), torch.zeros(5, 250, dtype=torch.uint8)
+        scale, own = torch.zeros(5, 32, dtype=torch.uint8), torch.zeros(5)
+        shape = (5, 500, slots, warps)
+        args = (x, 500, weight, 1e-6, y, *shape, data, scale, None, own)
+        shim.launch("norm.cu", f"rms_norm_nvfp4_bf16_{chunks}", grid, 32 * slots * warps, *args)
+        found.append((y, data, scale, own))
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@pytest.mark.slow
+def test_the_threads_that_are_counted_on_find_room() -> None:
+    """Registers of a Hopper cubin, of the kernels for many rows."""
+    registers = {name: of.registers for file in ("norm.cu", "quantize.cu", "moe.cu") for name, of in figures(file)}
+    wanted = {f"rms_norm_{NAMES[t]}_2": norm.threads(None, t) for t in NAMES}
+    wanted |= {f"rms_norm_{fmt.name}_{NAMES[t]}_2": norm.threads(fmt, t) for fmt in STORED for t in NAMES}
+    wanted |= {f"quantize_{fmt.name}_{NAMES[t]}_1": quantizers.threads(fmt, t) for fmt in STORED for t in NAMES}
+    wanted |= {f"swiglu_{fmt.name}_{NAMES[t]}_1": THREADS for fmt in STORED for t in NAMES}
+    given = {name: -(-(registers[name] or 0) // 8) * 8 for name in wanted}  # by eights
+    assert {name: (given[name], threads) for name, threads in wanted.items() if given[name] * threads > REGISTERS} == {}
+
+
+def figures(file: str) -> Iterable[tuple[str, Figures]]:
+    return find(file, "sm_90a", Places(cache=None)).entry.kernels.items()
