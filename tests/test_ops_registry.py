@@ -25,7 +25,7 @@ from dsv4.engine.request import Sampling
 from dsv4.errors import ConfigError, KernelError
 from dsv4.llm import LLM
 from dsv4.ops import op as registry
-from dsv4.ops.op import Op, all_ops, check_choices, counts, forget_counts, op, pure, under, use
+from dsv4.ops.op import Op, all_ops, check_choices, counts, forget_counts, op, pure, under, use, watching
 
 HERE = torch.ones(3, 4)
 FAKE = FakeTensorMode()
@@ -243,6 +243,26 @@ def test_the_explanation_names_what_runs_and_every_reason(rig: SimpleNamespace) 
     with use(outer="even"):
         assert rig.outer.explain(THERE).runs is None
     assert not rig.outer.calls
+
+
+def test_a_watcher_is_told_of_the_outermost_ops_whatever_they_run_as(rig: SimpleNamespace) -> None:
+    rig.prefer(outer=("even", "unfused"), inner=("fast",))
+    told: list[tuple[str, str]] = []
+
+    def listener(one: Op[..., Tensor], name: str, given: tuple[Tensor, ...], result: Tensor) -> None:
+        assert given[0] is result
+        told.append((one.name, name))
+
+    with watching(listener):
+        assert rig.ran(THERE) == BODIES
+        with use("auto"):
+            assert rig.ran(THERE) == SMALL
+        rig.inner(HERE)
+    with pure(), watching(listener):
+        assert rig.ran(THERE) == BODIES
+    assert told == [("outer", "reference"), ("outer", "unfused"), ("inner", "reference"), ("outer", "reference")]
+    assert rig.ran(THERE) == BODIES
+    assert len(told) == 4
 
 
 def test_two_ops_or_implementations_of_one_name_are_refused(rig: SimpleNamespace) -> None:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from difflib import get_close_matches
 from threading import Lock
@@ -45,7 +45,7 @@ OPS: dict[str, Op[..., Any]] = {}
 Listener = Callable[["Op[..., Any]", str, tuple[Any, ...], Any], None]  # op, what ran, its arguments, its result
 
 _said: ContextVar[Choices | None] = ContextVar("choices", default=None)
-_deciding = 0  # open blocks, of all threads, that ask for more than references; while it is 0 no call has to look
+_deciding = 0  # open blocks, of all threads, that ask for more than references or watch; while it is 0 no call looks
 _counting = Lock()
 _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
@@ -187,7 +187,7 @@ def use(everywhere: str | Choices | None = None, /, **named: str) -> Iterator[No
         yield
 
 
-def pure() -> Any:
+def pure() -> AbstractContextManager[None]:
     """Inside the block, references alone."""
     return _saying(PURE)
 
@@ -195,16 +195,15 @@ def pure() -> Any:
 @contextmanager
 def watching(listener: Listener) -> Iterator[None]:
     """Inside the block, tell `listener` of every op that no other op called. Choices stay as they are."""
-    said = _said.set(dict(_said.get() or PURE))  # a copy: the short way, which tells nobody, is for PURE itself
     token = _listener.set(listener)
     try:
-        yield
+        with _deciding_by(dict(_said.get() or PURE)):  # a copy: the short way, which tells nobody, is for PURE itself
+            yield
     finally:
         _listener.reset(token)
-        _said.reset(said)
 
 
-def under(choices: Choices) -> Any:
+def under(choices: Choices) -> AbstractContextManager[None]:
     """Inside the block, `choices` (which `check_choices` has seen) hold where nothing was said further out."""
     said = _said.get()
     return _saying(choices if said is None else _over(said, choices))
@@ -267,11 +266,15 @@ def _purely(reference: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
+def _saying(choices: Choices) -> AbstractContextManager[None]:
+    return _deciding_by(PURE if choices == PURE else choices)
+
+
 @contextmanager
-def _saying(choices: Choices) -> Iterator[None]:
+def _deciding_by(choices: Choices) -> Iterator[None]:
     global _deciding
-    deciding = choices != PURE
-    token = _said.set(choices if deciding else PURE)
+    deciding = choices is not PURE
+    token = _said.set(choices)
     with _counting:
         _deciding += deciding
     try:

@@ -1,0 +1,85 @@
+"""Time of calls: in a CUDA graph, on a CUDA stream, or on a CPU. Seconds of one call, median and spread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any, Final, NamedTuple
+
+import torch
+
+Call = Callable[[], Any]
+SAMPLES: Final = 30
+_COPIED: Final = {"cuda": 1 << 30, "cpu": 1 << 26}  # bytes, far more than a cache holds
+
+
+class Timing(NamedTuple):
+    """Seconds of one call: the median of the samples, the least and the largest of them."""
+
+    seconds: float
+    low: float
+    high: float
+    how: str
+
+
+def in_graph(calls: Sequence[Call], samples: int = SAMPLES) -> Timing:
+    """Calls one after another in a CUDA graph, as a decoded token runs them; each sample is one replay of them all."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for call in calls:
+            call()  # builds, loads and allocates what a capture may not
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    return _timing(_by_events(graph.replay, samples), len(calls), f"graph of {len(calls)} calls")
+
+
+def in_stream(calls: Sequence[Call], samples: int = SAMPLES) -> Timing:
+    """Calls launched one after another, each sample one round of them all: for work that takes longer than a launch."""
+
+    def round_() -> None:
+        for call in calls:
+            call()
+
+    return _timing(_by_events(round_, samples), len(calls), f"stream, {len(calls)} sets of arguments")
+
+
+def on_cpu(calls: Sequence[Call], samples: int = SAMPLES) -> Timing:
+    """Each sample one round of the calls."""
+    found = []
+    for _ in range(samples + 1):
+        start = time.perf_counter()
+        for call in calls:
+            call()
+        found.append(time.perf_counter() - start)
+    return _timing(found[1:], len(calls), "CPU")
+
+
+def copy_bandwidth(device: torch.device, samples: int = SAMPLES) -> float:
+    """Bytes a second, read and written, of copying a buffer that no cache holds."""
+    size = _COPIED[device.type]
+    source, target = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
+    clock = in_stream if device.type == "cuda" else on_cpu
+    return 2 * size / clock([lambda: target.copy_(source)], samples).seconds
+
+
+def _by_events(call: Call, samples: int) -> list[float]:
+    for _ in range(3):
+        call()
+    found = []
+    for _ in range(samples):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        found.append(start.elapsed_time(end) / 1e3)
+    return found
+
+
+def _timing(samples: Sequence[float], calls: int, how: str) -> Timing:
+    return Timing(median(samples) / calls, min(samples) / calls, max(samples) / calls, how)

@@ -1,0 +1,151 @@
+"""`dsv4 bench ops`: the timed cases of the contract through every implementation, one line of JSON for each.
+
+A case of one token runs in a CUDA graph over as many sets of arguments as overflow the L2 cache, for a layer's weights
+are cold when it begins. A case of thousands of tokens runs on the stream. The floor of both is the time in which the
+same machine, in the same run, copies as many bytes as the op has to read and write.
+"""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Iterator, Sequence
+from datetime import date
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dsv4 import __version__
+from dsv4.bench.clock import SAMPLES, Call, Timing, copy_bandwidth, in_graph, in_stream, on_cpu
+from dsv4.check.cases import cases
+from dsv4.check.contract import Arguments, Case, Run, placed
+from dsv4.check.fences import transform
+from dsv4.check.verify import implementations, prepare
+from dsv4.ops.op import pure
+
+GRAPHED: Final = 64  # tokens up to which a case runs in a graph
+_CALLS: Final = 64  # of a graph, at least
+_MOST_COPIES: Final = 64
+
+
+class Measured(NamedTuple):
+    """One implementation of one case. nbytes: what the op has to read and write. copy: bytes a second."""
+
+    case: Case
+    implementation: str
+    timing: Timing
+    nbytes: int
+    copy: float
+
+    @property
+    def floor(self) -> float:
+        """Seconds in which the machine copies as much."""
+        return self.nbytes / self.copy
+
+    def line(self) -> dict[str, Any]:
+        """What goes into a file of results, without what all lines share."""
+        micro = [round(1e6 * seconds, 3) for seconds in self.timing[:3]]
+        return {
+            "op": self.case.op.name,
+            "case": self.case.name,
+            "implementation": self.implementation,
+            "how": self.timing.how,
+            "microseconds": micro[0],
+            "spread": micro[1:],
+            "bytes": self.nbytes,
+            "floor_microseconds": round(1e6 * self.floor, 3),
+            "of_copy_bandwidth": round(self.floor / self.timing.seconds, 4),
+            "copy_GB_per_s": round(self.copy / 1e9, 1),
+        }
+
+
+def timed(family: str | None = None, op: str | None = None, only: str = "") -> list[Case]:
+    """The cases that have a named size."""
+    return [case for case in cases(family) if case.bench and op in (None, case.op.name) and only in case.name]
+
+
+def measure(chosen: Sequence[Case], device: torch.device, samples: int = SAMPLES) -> Iterator[Measured]:
+    """Time every implementation of every case; on a CPU the references, of one token alone."""
+    prepare()
+    copy = copy_bandwidth(device, samples)
+    for case in chosen:
+        if device.type == "cpu" and case.size in ("big", "timed"):
+            continue
+        given = placed(case.make(), device)
+        with torch.no_grad(), pure():
+            nbytes = moved(case, given, case.op(*given))
+        for name, run in implementations(case.op, device).items():
+            if name != "auto" and _accepts(case, name, given):
+                yield Measured(case, name, _timing(case, run, given, samples), nbytes, copy)
+
+
+def moved(case: Case, given: Arguments, found: Any) -> int:
+    """Bytes that the op has to read and write at least: every tensor once, or what the case says."""
+    if case.moved is not None:
+        return case.moved(given, found)
+    seen: dict[tuple[int, int], int] = {}
+
+    def count(x: Tensor) -> Tensor:
+        seen[x.data_ptr(), x.nbytes] = x.nbytes
+        return x
+
+    transform((given, found), count)
+    return sum(seen.values())
+
+
+def _accepts(case: Case, name: str, given: Arguments) -> bool:
+    return case.op.implementations[name].accepts(*given) is None
+
+
+def _timing(case: Case, run: Run, given: Arguments, samples: int) -> Timing:
+    device, tokens = given[0].device, len(given[case.tokens[0]])
+    if device.type != "cuda":
+        return on_cpu([partial(run, *given)], samples)
+    with torch.no_grad():
+        sets = _sets(given, torch.cuda.get_device_properties(device).L2_cache_size)
+        calls: list[Call] = [partial(run, *one) for one in sets]
+        if tokens > GRAPHED:
+            return in_stream(calls, samples)
+        return in_graph(calls * -(-_CALLS // len(calls)), samples)
+
+
+def _sets(given: Arguments, cache: int) -> list[Arguments]:
+    """The arguments, as often as it takes to overflow a cache of so many bytes twice."""
+    total: list[int] = []
+    transform(given, lambda x: total.append(x.nbytes) or x)  # type: ignore[func-returns-value]
+    count = min(_MOST_COPIES, max(1, -(-2 * cache // max(1, sum(total)))))
+    return [given, *(tuple(transform(one, torch.clone) for one in given) for _ in range(count - 1))]
+
+
+def circumstances(device: torch.device) -> dict[str, Any]:
+    """What every line of a file of results says of where it was measured."""
+    gpu = device.type == "cuda"
+    return {
+        "date": date.today().isoformat(),
+        "commit": _commit(),
+        "dsv4": __version__,
+        "device": torch.cuda.get_device_name(device) if gpu else f"CPU, {platform.machine()}",
+        "driver": _asked("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if gpu else None,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "python": platform.python_version(),
+    }
+
+
+def _commit() -> str | None:
+    """Of the sources that run, with a + where they were changed since."""
+    here = str(Path(__file__).parent)
+    commit = _asked("git", "-C", here, "rev-parse", "--short", "HEAD")
+    return commit and commit + "+" * bool(_asked("git", "-C", here, "status", "--porcelain", "--", here + "/.."))
+
+
+def _asked(*command: str) -> str | None:
+    """The first line that a program prints, None if there is no such program or it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.partition("\n")[0].strip() or None

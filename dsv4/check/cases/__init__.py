@@ -1,0 +1,23 @@
+"""The one list of cases: it feeds the tests, `dsv4 check` and `dsv4 bench ops`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final
+
+from dsv4.check.cases import kv, mhc, norm, quantize, rope, swiglu
+from dsv4.check.contract import Case
+
+FAMILIES: Final[Mapping[str, Callable[[], Iterator[Case]]]] = {
+    "norm": norm.cases,
+    "quantize": quantize.cases,
+    "swiglu": swiglu.cases,
+    "rope": rope.cases,
+    "kv": kv.cases,
+    "mhc": mhc.cases,
+}
+
+
+def cases(family: str | None = None) -> list[Case]:
+    """The cases of one family, or of all."""
+    return [case for name, listed in FAMILIES.items() if family in (None, name) for case in listed()]

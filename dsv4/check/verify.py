@@ -1,0 +1,84 @@
+"""Cases, and the implementations that a device has for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from dsv4 import kernels, settings
+from dsv4.check.contract import Case, Run, Verdict, judge, placed
+from dsv4.errors import ConfigError
+from dsv4.ops.op import Op, use
+
+
+def device_for(name: str | None) -> torch.device:
+    """The device of this name, or (None) a GPU if there is one and else the CPU. ConfigError if there is none."""
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise ConfigError("device", got=name, wanted="cpu or cuda")
+    try:
+        return torch.empty(0, device=name).device  # with its number, where there are several
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError("device", got=name, do=str(error).splitlines()[0]) from None
+
+
+def prepare() -> None:
+    """Register the kernels; one CPU thread, for small work is over before a second one has woken up."""
+    kernels.install()
+    torch.set_num_threads(settings.load().threads or 1)
+
+
+def implementations(op: Op[..., Any], device: torch.device) -> dict[str, Run]:
+    """What there is to judge: kernels on a GPU (and "auto", where it has a choice), the reference on a CPU."""
+    if device.type != "cuda":
+        return {"reference": op.reference}
+    names = kernels.preferred(device).get(op.name, ())
+    found = {name: op.implementations[name].run for name in names if name in op.implementations}
+    if "unfused" in found:
+        found["unfused"] = partial(_chosen, op, "unfused")
+    if len(found.keys() - {"unfused"}) > 1:
+        found["auto"] = partial(_chosen, op, "auto")
+    return found
+
+
+def twin(op: Op[..., Any]) -> Run | None:
+    """The body over the kernels of the smaller ops, for an op whose body calls any: a fused kernel has its bits."""
+    called = (op.reference.__globals__.get(name) for name in op.reference.__code__.co_names)
+    return partial(_chosen, op, "unfused") if any(isinstance(one, Op) for one in called) else None
+
+
+def _chosen(op: Op[..., Any], choice: str, *args: Any) -> Any:
+    with use("covered", **{op.name: choice}):
+        return op(*args)
+
+
+def check(cases: Sequence[Case], device: torch.device) -> Iterator[list[Verdict]]:
+    """The judgement of every case by every implementation: one list for each pair."""
+    prepare()
+    for case in cases:
+        given = placed(case.make(), device)
+        for name, run in implementations(case.op, device).items():
+            kernel = name not in ("auto", "reference", "unfused")
+            accepts = case.op.implementations[name].accepts if kernel else None
+            yield judge(case, run, name, device, twin(case.op) if kernel else None, accepts, given)
+
+
+def unseen(cases: Sequence[Case], device: torch.device) -> dict[str, list[str]]:
+    """Implementations that some architecture prefers and this device does not run: name -> ops."""
+    here = {case.op.name: set(implementations(case.op, device)) for case in cases}
+    left: dict[str, list[str]] = {}
+    for name in sorted(here):
+        for given in dict.fromkeys(given for rows in kernels.PREFER.values() for given in rows.get(name, ())):
+            if given not in here[name]:
+                left.setdefault(given, []).append(name)
+    return left
+
+
+def about(device: torch.device) -> str:
+    """The device and what runs on it, in words."""
+    if device.type != "cuda":
+        return f"on the CPU, torch {torch.__version__}: the references"
+    return f"on {torch.cuda.get_device_name(device)}, torch {torch.__version__}: the kernels"
