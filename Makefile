@@ -6,6 +6,8 @@ VENV ?= .venv
 TEST_VENV ?= .venv-test
 TORCH ?= torch==2.13.0
 PROMPT ?= What is the capital of France?
+SANITIZER ?= compute-sanitizer
+BENCH ?= bench/results/$(shell date -u +%F)-ops.jsonl
 MODEL ?= tiny
 TRAIN ?=
 
@@ -19,7 +21,7 @@ help:
 	@echo "make demo   answer a prompt with the embedded model (sets up $(VENV) on first use; PROMPT=... asks something else)"
 	@echo "make test   lint, types and the everyday tests (sets up $(TEST_VENV) on first use)"
 	@echo "make ci     all that runs without a GPU, the slow tests too"
-	@echo "make gpu    the GPU tests, with the $(PYTHON) that has torch"
+	@echo "make gpu    on a GPU: its tests, sanitizers, every case, times (into $(BENCH)), with the $(PYTHON) that has torch"
 	@echo "make train  train MODEL=$(MODEL) with the $(PYTHON) that has torch (training/README.md)"
 	@echo "make lint   ruff and mypy"
 	@echo "make clean  remove .venv, .venv-test and the caches"
@@ -38,10 +40,16 @@ lint: $(TEST_VENV)/.ready
 	$(TEST_VENV)/bin/ruff check .
 	$(TEST_VENV)/bin/mypy
 
+# On small cases: a sanitizer slows a kernel a hundredfold. --size small is what the everyday tests run as well.
 gpu:
 	@$(PYTHON) -c "import torch; raise SystemExit(not torch.cuda.is_available())" \
 		|| { echo "make gpu: $(PYTHON) has no torch that sees a GPU; name one that does with PYTHON=..." >&2; exit 1; }
+	@command -v $(SANITIZER) >/dev/null || { echo "make gpu: no $(SANITIZER) on the PATH; it comes with CUDA's toolkit" >&2; exit 1; }
 	$(PYTHON) -m pytest -m gpu
+	for tool in memcheck racecheck synccheck; do \
+		$(SANITIZER) --tool $$tool --error-exitcode 9 $(PYTHON) -m dsv4.cli.main check --size small --device cuda || exit; done
+	$(PYTHON) -m dsv4.cli.main check --device cuda
+	$(PYTHON) -m dsv4.cli.main bench ops --out $(BENCH)
 
 train:
 	@test -d training/build/corpus || $(PYTHON) -m training.corpus `test ! -e training/build/corpus.tar.xz || echo unpack`
