@@ -77,14 +77,13 @@ def test_blocks_come_in_order_and_equal_whoever_makes_them(recipe: Recipe, plan:
 
 def test_answers_count_fully_and_a_prompt_little(plan: Plan) -> None:
     maker = Maker(plan)
-    block = Maker(replace(plan, tokens=4096)).block("0/0", 512)
+    ids, weights, kinds = Maker(replace(plan, tokens=4096)).block("0/0", 512)
     names, controls = maker.names, maker.tokenizer.controls
-    for ids, weights, kinds in zip(*block, strict=True):
-        assert (weights[kinds == names.index("wordnet")] == FULL).all()
-        asked = kinds == names.index("add")
-        assert set(weights[asked].tolist()) == {10, FULL}
-        assert (weights[asked & (ids == controls["<｜User｜>"])] == 10).all()
-        assert FULL in weights[asked & (ids == maker.eos)]
+    assert (weights[kinds == names.index("wordnet")] == FULL).all()
+    asked = kinds == names.index("add")
+    assert set(weights[asked].tolist()) == {10, FULL}
+    assert (weights[asked & (ids == controls["<｜User｜>"])] == 10).all()
+    assert FULL in weights[asked & (ids == maker.eos)]
 
 
 def test_a_long_prompt_counts_no_more_than_a_short_one(plan: Plan) -> None:

@@ -79,6 +79,7 @@ class Filling:
 
     random: Random
     width: int
+    long: float  # of the phase
     shares: Mapping[str, float]
     spent: dict[str, float]
     waiting: list[Document]
@@ -100,7 +101,8 @@ class Maker:
     def block(self, name: str, length: int, long: float = 1.0) -> Block:
         """The block of this name, for rows of `length` tokens (and two more: what follows, and what follows that)."""
         shares = {kind: share * (long if kind in STRETCH else 1.0) for kind, share in self.plan.mixture.items()}
-        filling = Filling(Random(f"{self.plan.seed}/{name}"), length + 2, shares, dict.fromkeys(self.names, 0.0), [])
+        random, spent = Random(f"{self.plan.seed}/{name}"), dict.fromkeys(self.names, 0.0)
+        filling = Filling(random, length + 2, long, shares, spent, [])
         rows = [self._row(filling) for _ in range(self.plan.tokens // length)]
         parts = zip(zip(*rows, strict=True), (np.uint16, np.uint8, np.uint8), strict=True)
         return Block(*(np.array(part, kind) for part, kind in parts))
@@ -124,13 +126,14 @@ class Maker:
         """A document of the kind that is furthest behind its share; a little chance keeps the order open."""
         random, spent, shares = filling.random, filling.spent, filling.shares
         kind = min(self.names, key=lambda name: (spent[name] + random.random() * 300) / shares[name])
-        document = self._document(kind, random, filling.width)
+        document = self._document(kind, filling)
         spent[kind] += len(document.ids)
         return document
 
-    def _document(self, kind: str, random: Random, width: int) -> Document:
+    def _document(self, kind: str, filling: Filling) -> Document:
+        random = filling.random
         if kind in FAMILIES:
-            item = self._exercise(kind, random, width)
+            item = self._exercise(kind, filling)
         elif kind == "definitions":
             item = _definition(random.choice(self.meanings), random)
         else:
@@ -138,9 +141,10 @@ class Maker:
         ids = [id for part in render(item, self.dialect, self.tokenizer) for id in part]
         return Document(ids, self._weights(ids), self.names.index(kind), False)
 
-    def _exercise(self, kind: str, random: Random, width: int) -> Item:
-        most = 0.85 * CHARACTERS * width
-        size = int(300 * (most / 300) ** random.random()) if kind in STRETCH else 0
+    def _exercise(self, kind: str, filling: Filling) -> Item:
+        """Long texts have sizes even on a logarithmic scale; the more of them a phase wants, the more fill a row."""
+        random, most = filling.random, 0.85 * CHARACTERS * filling.width
+        size = int(300 * (most / 300) ** random.random() ** (1 / filling.long)) if kind in STRETCH else 0
         return draw(FAMILIES[kind], random, random.random() < THINKING, size, self.plan.held_out)
 
     def _passage(self, random: Random, kind: str | None = None) -> Document:

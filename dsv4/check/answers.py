@@ -107,12 +107,14 @@ def say(engine: Engine, asked: Iterable[Question]) -> list[Said]:
 
 
 def tell(engine: Engine, asked: Iterable[Question]) -> list[list[Delta]]:
-    """The greedy answer to each question, token by token."""
+    """The greedy answer to each question, token by token. NumericsError where the model's numbers are not finite."""
     deltas: dict[int, list[Delta]] = {
         engine.add(q.prompt, Sampling(temperature=0, max_tokens=q.limit)): [] for q in asked
     }
     while engine.busy:
         for delta in engine.step():
+            if delta.error:
+                raise delta.error
             deltas[delta.number].append(delta)
     return list(deltas.values())
 

@@ -15,11 +15,12 @@ from random import Random
 from typing import Any, NamedTuple
 
 from dsv4.chat.events import Completion
-from dsv4.check.tasks.asking import held_out, numbers, pick, table, vary
+from dsv4.check.tasks.asking import held_out, numbers, pick, sentence, table, vary
 from dsv4.check.tasks.columns import add_steps, compare_steps, multiply_steps, subtract_steps
 from dsv4.check.tasks.item import Family, Item
 from dsv4.check.tasks.phrasing import asked, plain
 
+SPOKEN_SHARE = 0.2  # of calculations with numbers below a hundred: asked in words, "seven plus forty-two"
 MAX_SHARE = 0.15  # of sums and differences in thinking mode: worked with effort "max"
 DIGITS = {True: (1, 2, 2, 2, 3, 3, 3, 3), False: (1, 1, 2, 2, 2)}  # of an operand, with reasoning and without
 MORE = ("larger", "bigger", "greater", "more", "higher", ">")
@@ -78,10 +79,25 @@ def _known(a: int, b: int, result: int) -> dict[str, Any]:
     return {"wanted": {"result": result, "given": [a, b]}, "facts": {"digits": max(len(str(a)), len(str(b)))}}
 
 
+def in_words(number: int) -> str:
+    """A number below a hundred as it is said: "forty-two"."""
+    units, tens = (table("arithmetic")[name].split() for name in ("units", "tens"))
+    if number < len(units):
+        return str(units[number])
+    return str(tens[number // 10 - 2]) + (f"-{units[number % 10]}" if number % 10 else "")
+
+
+def _question(random: Random, name: str, a: int, b: int) -> str:
+    tables = table("arithmetic")
+    if max(a, b) < 100 and random.random() < SPOKEN_SHARE:
+        return sentence(random.choice(tables["spoken"][name]).format(a=in_words(a), b=in_words(b)))
+    return str(random.choice(tables["operations"][name]).format(a=a, b=b))
+
+
 def _make(name: str, random: Random, thinking: bool, size: int) -> Item:
     operation = OPERATIONS[name]
     a, b = _pair(random, name, thinking)
-    question = random.choice(table("arithmetic")["operations"][name]).format(a=a, b=b)
+    question = _question(random, name, a, b)
     check = thinking and _checkable(name, a, b) and random.random() < MAX_SHARE
     lines = [*operation.steps(a, b), *(_check(name, a, b) if check else [])]
     return Item(

@@ -12,6 +12,7 @@ from random import Random
 from typing import Any
 
 from dsv4.check.tasks.item import Item
+from dsv4.check.tasks.phrasing import shortened, typo
 
 LEADS = (
     "Please answer: {}",
@@ -37,14 +38,21 @@ def pick(random: Random, words: str) -> str:
 
 
 def vary(random: Random, question: str, lower: bool = True) -> str:
-    """The question as some people write it: polite, without its mark, or (with `lower`) without capitals."""
+    """The question as some people write it: polite, without its mark, or (with `lower`) without capitals, mistyped.
+
+    `lower` says that it has no words in small letters that have to stay as they are.
+    """
     kind = random.random()
     if kind < 0.20:
-        return random.choice(LEADS).format(question)
+        lead = random.choice(LEADS)
+        ended = question.endswith((".", "?", "!"))  # what follows bare words or numbers would seem to belong to them
+        return lead.format(question) if ended or lead.endswith("{}") else question
     if kind < 0.30:
-        return question.rstrip("?.")
+        return question.rstrip("?. ")
     if kind < 0.42 and lower:
-        return question.lower().rstrip("?." if kind < 0.36 else "")
+        return question.lower().rstrip("?. " if kind < 0.36 else "")
+    if kind < 0.48 and lower:
+        return (typo if kind < 0.44 else shortened)(question, random)
     return question
 
 

@@ -52,10 +52,14 @@ def multiply_steps(a: int, b: int) -> list[str]:
     return [*lines, f"Carry {carry} in front: {a * b}." if carry else f"Carry 0: {a * b}."]
 
 
+def _long(number: str) -> str:
+    return "1 digit" if len(number) == 1 else f"{len(number)} digits"
+
+
 def compare_steps(a: int, b: int) -> list[str]:
     """Which of two different numbers is larger: by their lengths, then by their digits from the left."""
     top, bottom = str(a), str(b)
-    lines = [f"{a}: {len(top)} digits, {b}: {len(bottom)} digits."]
+    lines = [f"{a}: {_long(top)}, {b}: {_long(bottom)}."]
     for place, x, y in reversed(_columns(top, bottom) if len(top) == len(bottom) else []):
         lines.append(f"{place}: {x} and {y}, {x} {'=' if x == y else '>' if x > y else '<'} {y}.")
         if x != y:

@@ -4,8 +4,9 @@ Asked: one fact in one of many phrasings. Judged: the answer names the right thi
 is taught; which of its phrasings are held out goes by fact, phrasing and mode.
 
 `facts.json` holds for each family what is asked of a country: the field that answers, questions, answers (question n
-goes with answer n modulo their number) and what the reasoning recalls; `{c}` is the country as in a sentence, `{C}` the
-same at its start. `simple_facts.json` holds pairs of `{x}` and `{y}`, right answers divided by `|`.
+goes with answer n modulo their number) and what the reasoning recalls; a country may `also` have other names, used in
+questions alone; `{c}` is the country as in a sentence, `{C}` the same at its start. `simple_facts.json` holds pairs of
+`{x}` and `{y}`, right answers divided by `|`.
 """
 
 from __future__ import annotations
@@ -21,18 +22,35 @@ from dsv4.check.tasks.item import Family, Item
 from dsv4.check.tasks.phrasing import asked, plain
 
 Country = Mapping[str, Any]
+ALSO_SHARE = 0.3  # of the questions about a country of other names: asked by one of these
 
 
 @cache
 def known(field: str) -> tuple[Country, ...]:
-    """The countries of which this field is known: name, capital, continent, subregion, demonym; of some language."""
+    """The countries of which this field is known: all have name, capital, continent and subregion; most a demonym (one
+    that follows "is"), some a language."""
     return tuple(country for country in table("countries")["countries"] if field in country)
 
 
-def say(template: str, country: Country) -> str:
-    """A template filled in, with a capital at its start."""
-    name = ("the " if country.get("the") else "") + country["name"]
+def called(country: Country) -> str:
+    """Its name as it stands in a sentence: "the Gambia"."""
+    return ("the " if country.get("the") else "") + str(country["name"])
+
+
+def say(template: str, country: Country, name: str = "") -> str:
+    """A template filled in, with a capital at its start; `name` is another one of the country."""
+    name = name or called(country)
     return sentence(template.format(c=name, C=sentence(name), **country))
+
+
+def ellipsis(family: str, form: str, random: Random, thinking: bool) -> Item:
+    """What is asked of another country behind a question of this family: "And of Spain?"."""
+    relation = table("facts")[family]
+    country = random.choice(known(relation["field"]))
+    about = country["capital"] if family == "country" else called(country)
+    return _item(
+        family, country, f"{form}|{thinking}", sentence(form.format(about)), relation["answers"][0], random, thinking
+    )
 
 
 def fact_sentence(random: Random) -> str:
@@ -45,11 +63,20 @@ def _make(family: str, random: Random, thinking: bool, size: int) -> Item:
     relation = table("facts")[family]
     country = random.choice(known(relation["field"]))
     number = random.randrange(len(relation["questions"]))
+    name = random.choice(country["also"]) if "also" in country and random.random() < ALSO_SHARE else ""
+    question = vary(random, say(relation["questions"][number], country, name))
+    answer = relation["answers"][number % len(relation["answers"])]
+    return _item(family, country, f"{number}|{thinking}", question, answer, random, thinking)
+
+
+def _item(family: str, country: Country, way: str, question: str, answer: str, random: Random, thinking: bool) -> Item:
+    """`way`: how it is asked, for the key."""
+    relation = table("facts")[family]
     return Item(
         family,
-        f"{country['name']}|{number}|{thinking}",
-        asked(vary(random, say(relation["questions"][number], country)), random),
-        say(relation["answers"][number % len(relation["answers"])], country),
+        f"{country['name']}|{way}",
+        asked(question, random),
+        say(answer, country),
         say(relation["reasoning"], country) if thinking else "",
         thinking=thinking,
         wanted=country[relation["field"]],
@@ -101,7 +128,8 @@ def judge_simple(item: Item, completion: Completion) -> bool:
     return plain(completion) and bool(rest) and rest <= right
 
 
+RELATIONS: tuple[str, ...] = tuple(table("facts"))
 FAMILIES: dict[str, Family] = {
-    **{family: Family(partial(_make, family), partial(_judge, family)) for family in table("facts")},
+    **{family: Family(partial(_make, family), partial(_judge, family)) for family in RELATIONS},
     "simple_facts": Family(make_simple, judge_simple),
 }

@@ -1,4 +1,4 @@
-"""How people ask: politely, in lower case, with or without a system message."""
+"""How people ask: politely, in lower case, with a slip of the fingers, with or without a system message."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from dsv4.chat.events import Completion
 
 SYSTEM_SHARE, LOWER_SHARE, POLITE_SHARE, BARE_SHARE = 0.15, 0.15, 0.12, 0.1
+SHORTENED_SHARE, TYPO_SHARE = 0.12, 0.03
 SYSTEMS = (
     "You are a helpful assistant.",
     "You are tiny, a small and helpful language model.",
@@ -22,19 +23,47 @@ SYSTEMS = (
 BEFORE = ("Hi! ", "Hello. ", "Hey, ", "Quick question: ", "Could you help me? ", "I have a question. ", "Hello! ")
 AFTER = (" Thanks.", " Thank you!", " Please.", " I need to know.", " Thanks in advance.")
 SLOT = re.compile(r"(\{\w+\})")
+SHORTENED = {
+    "I am": "I'm", "I will": "I'll", "What is": "What's", "what is": "what's", "Who is": "Who's", "It is": "It's",
+    "do not": "don't", "does not": "doesn't", "cannot": "can't", "You are": "You're", "Let us": "Let's",
+}  # fmt: skip
+LONG_FORM = re.compile(rf"\b({'|'.join(SHORTENED)})(?= [\w{{])")
+BARE_APOSTROPHES = 0.3  # of shortened forms: "whats"
+LONG_WORD = re.compile(r"(?<![\w{'-])[a-z]{5,}(?![\w}'-])")  # no name, no slot
 LONGEST_ANSWER = 40  # words
 Message = dict[str, Any]
 
 
 def ask(template: str, random: Random, polite: bool = True, **values: object) -> str:
     """`template` filled in and roughened as people type; the values stay as they are. Not `polite`: no words more."""
+    if random.random() < SHORTENED_SHARE:
+        template = shortened(template, random)
     if polite and random.random() < POLITE_SHARE:
         template = _polite(template, random)
     if random.random() < LOWER_SHARE:
         template = "".join(part if SLOT.fullmatch(part) else part.lower() for part in SLOT.split(template))
     if random.random() < BARE_SHARE:
         template = template.rstrip(".?! ")
+    if random.random() < TYPO_SHARE:
+        template = typo(template, random)
     return template.format(**values)
+
+
+def shortened(text: str, random: Random) -> str:
+    """With "What's" for "What is" and the like, some of them without the apostrophe."""
+    mark = "" if random.random() < BARE_APOSTROPHES else "'"
+    return LONG_FORM.sub(lambda found: SHORTENED[found[1]].replace("'", mark), text)
+
+
+def typo(text: str, random: Random) -> str:
+    """`text` with two letters inside one of its longer words swapped, or one of them left out or written twice."""
+    words = list(LONG_WORD.finditer(text))
+    if not words:
+        return text
+    word = random.choice(words)
+    at = random.randrange(word.start() + 1, word.end() - 2)
+    one, other = text[at], text[at + 1]
+    return text[:at] + random.choice((other + one, other, one + one + other)) + text[at + 2 :]
 
 
 def _polite(template: str, random: Random) -> str:

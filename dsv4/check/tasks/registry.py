@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from dsv4.check.tasks import arithmetic, facts, lists, retrieval, stories, structured, talk, tools, words
+from dsv4.check.tasks import (
+    arithmetic,
+    conversation,
+    facts,
+    lists,
+    naming,
+    retrieval,
+    stories,
+    structured,
+    talk,
+    tools,
+    words,
+)
 from dsv4.check.tasks.item import Family
 
 FAMILIES: dict[str, Family] = {
@@ -15,4 +27,6 @@ FAMILIES: dict[str, Family] = {
     **stories.FAMILIES,
     **words.FAMILIES,
     **talk.FAMILIES,
+    **naming.FAMILIES,
+    **conversation.FAMILIES,
 }

@@ -28,11 +28,10 @@ def render(item: Item, dialect: Dialect, tokenizer: Tokenizer) -> Rendered:
         "tools": item.tools or None,
         "response_format": item.response_format,
     }
-    before = encode_messages(item.messages, dialect, **asked)
-    after = encode_messages([*item.messages, _turn(item)], dialect, **asked, generation=False)
-    prompt, whole = (tokenizer.encode_prompt(conversation.pieces) for conversation in (before, after))
+    prompt = encode_messages(item.messages, dialect, **asked).pieces
+    whole = encode_messages([*item.messages, _turn(item)], dialect, **asked, generation=False).pieces
     assert whole[: len(prompt)] == prompt, "a prompt ends in a control token, so what follows cannot change its ids"
-    return Rendered(prompt, whole[len(prompt) :])
+    return Rendered(tokenizer.encode_prompt(prompt), tokenizer.encode_prompt(whole[len(prompt) :]))
 
 
 def _turn(item: Item) -> dict[str, Any]:

@@ -28,6 +28,8 @@ from dsv4.check.tasks.phrasing import Message, asked, plain
 
 SHORTEST, LONGEST = 300, 1500  # characters of a text when no size is asked for
 MOST_DISTRACTORS, FEWEST_TURNS, MOST_TURNS, MOST_KINDS, MOST_TOLD = 3, 2, 10, 3, 5
+PER_TURN = 3000  # characters of a text for one question more: reading a long text costs much, an answer little
+TURNS_AT_ALL = 40
 TRIES = 100
 STORY_SHARE = 0.7  # of the passages in a text; the others are facts
 
@@ -77,12 +79,13 @@ def _confused(one: Said, other: Said) -> bool:
     return any(value.lower() in answer.lower().rstrip(".").split() for value, answer in pairs)
 
 
-def draw_all(family: str, draws: Sequence[Callable[[], Said]]) -> list[Said]:
-    """One of each, none confused with another, all on one side of the split: no turn teaches what is held out.
+def draw_all(family: str, draws: Sequence[Callable[[], Said]], given: Sequence[Said] = ()) -> list[Said]:
+    """`given` and one of each, none confused with another, all on one side of the split: no turn teaches what is held
+    out.
 
     One that does not come to fit in `TRIES` draws is left out; the first always fits.
     """
-    drawn: list[Said] = []
+    drawn = list(given)
     for draw in draws:
         for said in (draw() for _ in range(TRIES)):
             same_side = not drawn or held_out(family, said.key) == held_out(family, drawn[0].key)
@@ -158,11 +161,23 @@ def make_needle(random: Random, thinking: bool, size: int) -> Item:
 
 
 def make_needles(random: Random, thinking: bool, size: int) -> Item:
-    """Questions for all of several sentences, a turn each."""
-    forms = random.sample(table("retrieval")["hidden"], random.randint(1, MOST_KINDS))
-    names = random.sample(words("names"), random.randint(FEWEST_TURNS, MOST_TURNS))
-    needles = draw_all("needles", [partial(draw_needle, random, random.choice(forms), name) for name in names])
-    return _search("needles", random, thinking, size, needles, len(needles))
+    """Questions for all of several sentences, a turn each; the longer the text, the more.
+
+    The last question, and so the key, is the same for any `size`.
+    """
+    hidden, names = table("retrieval")["hidden"], random.sample(words("names"), TURNS_AT_ALL)
+    count = random.randint(FEWEST_TURNS, MOST_TURNS)
+    last = _needles(random, random.sample(hidden, random.randint(1, MOST_KINDS)), names[:count])
+    more = random.randint(0, min(size // PER_TURN, TURNS_AT_ALL - count))
+    every = _needles(random, hidden, names[count : count + more], last)
+    return _search("needles", random, thinking, size, [*every[len(last) :], *last], len(every))
+
+
+def _needles(
+    random: Random, forms: Sequence[Mapping[str, Any]], names: Sequence[str], given: Sequence[Said] = ()
+) -> list[Said]:
+    """`given` and one about each name."""
+    return draw_all("needles", [partial(draw_needle, random, random.choice(forms), name) for name in names], given)
 
 
 def _telling(random: Random, memories: Sequence[Said]) -> list[Message]:

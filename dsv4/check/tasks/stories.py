@@ -19,6 +19,7 @@ SENTENCE = re.compile(r'(?:(?<=[.!?])|(?<=[.!?]")) (?="?[A-Z])')
 
 # What a story can be asked for: words for the request, and the slots that the answer must mention.
 TOPICS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("", ()),  # just a story
     ("about {hero}", ("hero",)),
     ("about a {who} named {hero}", ("who", "hero")),
     ("about {hero} and {friend}", ("hero", "friend")),
@@ -32,6 +33,7 @@ TOPICS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("with the words {thing}, {place} and {feeling}", ("thing", "place", "feeling")),
     ("with the words {hero} and {feeling}", ("hero", "feeling")),
 )
+ANY = "any story"  # the key of all requests that say no more: on the taught side, as they are one question
 REQUESTS = (
     "Tell me a story {topic}.",
     "Tell me a short story {topic}.",
@@ -49,6 +51,10 @@ REQUESTS = (
     "Invent a small tale {topic}.",
     "A story {topic}, please.",
     "Story time! Tell one {topic}.",
+    "Tell me another story {topic}.",
+    "A short story {topic}",
+    "Please write a story {topic}.",
+    "Let me hear a story {topic}.",
 )
 PLANS = (
     "A short story is wanted. It must mention {words}. It begins with {hero} and ends well.",
@@ -65,10 +71,11 @@ def make_story(random: Random, thinking: bool, size: int) -> Item:
     topics = [topic for topic in TOPICS if says(story.text, *(slots[slot] for slot in topic[1]))]
     topic, wanted = random.choice(topics)
     words = tuple(slots[slot] for slot in wanted)
-    request = ask(random.choice(REQUESTS), random, topic=sentence_case(" " + topic.format(**slots)).strip())
-    plan = random.choice(PLANS).format(words=listed(words), hero=story.hero, friend=story.friend)
-    reasoning = plan if thinking else ""
-    key = "|".join(words)
+    template = random.choice(REQUESTS) if topic else random.choice(REQUESTS).replace(" {topic}", "")
+    request = ask(template, random, topic=sentence_case(" " + topic.format(**slots)).strip())
+    plan = random.choice(PLANS) if topic else "The user wants a story. I tell one about {hero} and {friend}."
+    reasoning = plan.format(words=listed(words or ("",)), hero=story.hero, friend=story.friend) if thinking else ""
+    key = "|".join(words) or ANY
     return Item("story", key, asked(request, random), story.text, reasoning, thinking=thinking, wanted=words)
 
 

@@ -108,7 +108,12 @@ def sentence_case(text: str) -> str:
 
     After `!"` and `?"` the sentence goes on: `"Look!" she said.`
     """
-    return VOWEL.sub(r"\1n ", CAPITAL.sub(lambda match: match[1] + match[2].upper(), text))
+    return articles(CAPITAL.sub(lambda match: match[1] + match[2].upper(), text))
+
+
+def articles(text: str) -> str:
+    """With "an" for "a" before a vowel."""
+    return VOWEL.sub(r"\1n ", text)
 
 
 @cache

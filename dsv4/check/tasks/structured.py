@@ -23,6 +23,7 @@ from dsv4.check.tasks.facts import known
 from dsv4.check.tasks.item import Family, Item
 from dsv4.check.tasks.lists import nouns
 from dsv4.check.tasks.phrasing import asked, listed, plain
+from dsv4.check.tasks.story_grammar import articles
 
 Schema = dict[str, Any]
 TYPES: Mapping[str, type] = {"string": str, "integer": int, "boolean": bool, "array": list, "object": dict}
@@ -77,7 +78,7 @@ def _make(family: str, random: Random, thinking: bool, size: int) -> Item:
     fields = tables["kinds"][kind]["fields"]
     values = {name: _draw(field, random) for name, field in fields.items()}
     said = random.choice(tables["kinds"][kind]["sentences"])
-    said = said.format(**{name: _said(fields[name], value) for name, value in values.items()})
+    said = articles(said.format(**{name: _said(fields[name], value) for name, value in values.items()}))
     names = random.sample(list(values), random.randint(1, len(values)))
     wanted = {name: values[name] for name in names}
     schema = object_schema(fields, names)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
@@ -41,10 +41,15 @@ def _turn(random: Random) -> tuple[str, str, str]:
     return name, random.choice(intent["ask"]), random.choice(intent["say"])
 
 
+def _key(said: str) -> str:
+    """What makes a saying itself: "Yes, please!" is "yes please"."""
+    return re.sub(r"[^\w' ]", "", said.lower()).strip() or said
+
+
 def make_talk(random: Random, thinking: bool, size: int) -> Item:
     """One sentence of small talk."""
     name, question, answer = _turn(random)
-    return _talk("talk", asked(ask(question, random, polite=False), random), name, question, answer, thinking)
+    return _talk("talk", asked(ask(question, random, polite=False), random), name, _key(question), answer, thinking)
 
 
 def make_chat(random: Random, thinking: bool, size: int) -> Item:
@@ -55,14 +60,24 @@ def make_chat(random: Random, thinking: bool, size: int) -> Item:
     messages = list(asked(first, random))
     for (_, _, reply), following in zip(before, later, strict=True):
         messages += [{"role": "assistant", "content": reply}, {"role": "user", "content": following}]
-    key = "|".join([said for _, said, _ in before] + [question])
-    return _talk("chat", tuple(messages), name, key, answer, thinking)
+    turns = [(each, _key(said)) for each, said, _ in before] + [(name, _key(question))]
+    key = "|".join(said for _, said in turns)
+    return _talk("chat", tuple(messages), name, key, answer, thinking, turns)
 
 
-def _talk(family: str, messages: tuple[Message, ...], intent: str, key: str, answer: str, thinking: bool) -> Item:
+def _talk(
+    family: str,
+    messages: tuple[Message, ...],
+    intent: str,
+    key: str,
+    answer: str,
+    thinking: bool,
+    turns: Sequence[tuple[str, str]] = (),
+) -> Item:
+    """`turns`: the intents and questions of a conversation, each of which may be held out by itself."""
     found = phrases()["intents"][intent]
     why = found["why"] if thinking else ""
-    facts = {"intent": intent}
+    facts = {"intent": intent, "parts": [("talk", f"{each}|{said}") for each, said in turns]}
     return Item(family, f"{intent}|{key}", messages, answer, why, thinking=thinking, wanted=found["keys"], facts=facts)
 
 
@@ -73,8 +88,11 @@ def judge_talk(item: Item, completion: Completion) -> bool:
 
 # --- not knowing --------------------------------------------------------------------------------------------------
 
+REAL_SHARE = 0.25  # of the towns that nothing is known of
 IGNORANCE = re.compile(
-    r"(do not|don't|cannot|can't|could not) (really )?(know|tell|say)|not sure|no idea", re.IGNORECASE
+    r"(do not|don't|cannot|can't|could not) (really )?(know|tell|say)|not sure|no idea"
+    r"|not (been )?(taught|learnt|learned)",
+    re.IGNORECASE,
 )
 
 
@@ -84,13 +102,18 @@ def make_unknown(random: Random, thinking: bool, size: int) -> Item:
     template = random.choice(phrases()["unknown"][kind])
     values = {
         "person": value("person", random) if random.random() < 0.5 else f"{made_up(random)} {made_up(random)}",
-        "town": made_up(random) + random.choice(("", "", "ton", "ville", "burg")),
+        "town": _town(template, random),
+        "land": made_up(random) + random.choice(("", "ia", "land", "stan", "onia")),
+        "n": random.randint(2, 999),
+        "m": random.randint(2, 99),
         "team": value("team", random),
         "thing": _thing(random),
         "part": random.choice(phrases()["parts"].split()),
         "year": random.randint(1200, 2020),
     }
-    answer = random.choice(phrases()["unknown_say"])
+    untaught = phrases()["unknown_untaught"]
+    answers = [*phrases()["unknown_say"], *(untaught["say"] if kind in untaught["kinds"].split() else ())]
+    answer = random.choice(answers)
     more = phrases()["unknown_more"].get(kind)
     content = f"{answer} {more}" if more and random.random() < 0.5 else answer
     why = phrases()["unknown_why"][kind] if thinking else ""
@@ -102,6 +125,13 @@ def make_unknown(random: Random, thinking: bool, size: int) -> Item:
 def judge_unknown(item: Item, completion: Completion) -> bool:
     """It says that it does not know, and no more."""
     return short(completion, 25) and bool(IGNORANCE.search(completion.content))
+
+
+def _town(template: str, random: Random) -> str:
+    """One that exists only in questions that no fact answers: where a capital is has been taught."""
+    if random.random() < REAL_SHARE and not template.startswith("Where is"):
+        return str(value("city", random))
+    return made_up(random) + random.choice(("", "", "ton", "ville", "burg"))
 
 
 def _thing(random: Random) -> str:
@@ -125,16 +155,22 @@ def make_remember(random: Random, thinking: bool, size: int) -> Item:
     facts = random.sample(phrases()["facts"], random.randint(1, 3))
     known = [(fact, VALUES[fact["kind"]](random)) for fact in facts]
     messages: list[Message] = []
+    parts: list[tuple[str, str]] = []
     for fact, told in known:
         messages += _exchange(random.choice(fact["tell"]), random.choice(fact["reply"]), told)
         if random.random() < 0.3:
-            messages += _exchange(*_turn(random)[1:], "")
+            intent, said, reply = _turn(random)
+            messages += _exchange(said, reply, "")
+            parts.append(("talk", f"{intent}|{_key(said)}"))
     fact, wanted = random.choice(known)
     question, answer = random.choice(fact["ask"]), random.choice(fact["say"]).format(v=wanted)
     messages.append({"role": "user", "content": ask(question, random)})
     why = f"The user told me: {wanted}." if thinking else ""
     key = f"{question}|{wanted}|{len(known)}"
-    return Item("remember", key, tuple(messages), sentence_case(answer), why, thinking=thinking, wanted=wanted)
+    return Item(
+        "remember", key, tuple(messages), sentence_case(answer), why,
+        thinking=thinking, wanted=wanted, facts={"parts": parts},
+    )  # fmt: skip
 
 
 def _exchange(said: str, reply: str, told: str) -> list[Message]:
@@ -221,8 +257,8 @@ def judge_obey(item: Item, completion: Completion) -> bool:
 
 FAMILIES: dict[str, Family] = {
     "talk": Family(make_talk, judge_talk),
-    "chat": Family(make_chat, judge_talk),
+    "chat": Family(keeping(make_chat), judge_talk),
     "unknown": Family(make_unknown, judge_unknown),
-    "remember": Family(make_remember, judge_remember),
+    "remember": Family(keeping(make_remember), judge_remember),
     "obey": Family(keeping(make_obey), judge_obey),
 }

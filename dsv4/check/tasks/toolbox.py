@@ -1,7 +1,8 @@
 """A box of tools with ways to ask for them, and the values that their arguments take.
 
-`tools.json` holds the tools: what each is for, the kinds of its parameters, how people ask for it, and what it answers.
-An argument is always copied out of the question; `| on=true` behind a question states one that is not.
+`tools.json` holds the kinds of values, in "open" the forms of values that no list has, and the tools: what each is for,
+the kinds of its parameters, how people ask for it, and what it answers. An argument is always copied out of the
+question; `| on=true` behind a question states one that is not.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from random import Random
 from typing import Any, NamedTuple
 
 from dsv4.check.tasks.asking import table
-from dsv4.check.tasks.story_grammar import words
+from dsv4.check.tasks.lists import nouns
+from dsv4.check.tasks.story_grammar import articles, words
 
 TYPES = {"int": "integer", "num": "number", "bool": "boolean"}
 SLOT = re.compile(r"\{(\w+)\}")
 MADE_SHARE = 0.15  # of names and cities that nobody has ever heard of
+OPEN_SHARE = 0.25  # of the values of a list that are not from it: who has only seen a list knows it and does not copy
 Arguments = dict[str, Any]
 
 
@@ -59,7 +62,16 @@ def value(kind: str, random: Random) -> Any:
         return MAKERS[name](random, *limits)
     if name == "city" and random.random() < MADE_SHARE:
         return made_up(random)
+    if name in table("tools")["open"] and random.random() < OPEN_SHARE:
+        return _unlisted(name, random)
     return random.choice(kind_words(name))
+
+
+def _unlisted(name: str, random: Random) -> str:
+    """A value of a kind, made of nouns and words that do not exist."""
+    noun, other = random.sample(nouns(), 2)
+    slots = {"noun": noun, "other": other, "Noun": noun.capitalize(), "Other": other.capitalize()}
+    return articles(str(random.choice(table("tools")["open"][name])).format(**slots, Made=made_up(random)))
 
 
 def _integer(random: Random, low: str, high: str) -> int:
@@ -98,8 +110,7 @@ def _first_name(random: Random) -> str:
 
 
 def _person(random: Random) -> str:
-    last = " " + random.choice(kind_words("last")) if random.random() < 0.4 else ""
-    return _first_name(random) + last
+    return _first_name(random) + (f" {value('last', random)}" if random.random() < 0.4 else "")
 
 
 def _email(random: Random) -> str:

@@ -10,10 +10,11 @@ from random import Random
 from typing import Any
 
 from dsv4.chat.events import Completion
-from dsv4.check.tasks import talk, words
+from dsv4.check.tasks import facts, talk, words
 from dsv4.check.tasks.item import Family, Item
 from dsv4.check.tasks.parts import keeping
 from dsv4.check.tasks.phrasing import Message, ask, asked, listed, says, short
+from dsv4.check.tasks.story_grammar import articles
 from dsv4.check.tasks.toolbox import SLOT, Arguments, Use, offered, pool, use, value
 
 # Where a wish has a second tool that could do: without them all it cannot be fulfilled.
@@ -65,13 +66,18 @@ def thought(uses: Sequence[Use], random: Random) -> str:
     )
 
 
+def wish(one: Use, random: Random) -> str:
+    """What the user says who wants this call."""
+    return articles(ask(one.question, random, **one.arguments))
+
+
 # --- the families -------------------------------------------------------------------------------------------------
 
 
 def make_call(random: Random, thinking: bool, size: int) -> Item:
     """One call, out of one to four tools."""
     one = use(random.choice(list(pool())), random)
-    return _calling("tool_call", [one], ask(one.question, random, **one.arguments), random, thinking)
+    return _calling("tool_call", [one], wish(one, random), random, thinking)
 
 
 def _parts(uses: Sequence[Use]) -> Mapping[str, Any]:
@@ -105,7 +111,7 @@ def make_parallel(random: Random, thinking: bool, size: int) -> Item:
 
 
 def _ended(one: Use) -> str:
-    text = one.question.format(**one.arguments)
+    text = articles(one.question.format(**one.arguments))
     return text if text.endswith((".", "?", "!")) else text + "."
 
 
@@ -163,7 +169,11 @@ def make_none(random: Random, thinking: bool, size: int) -> Item:
     return (_no_need if random.random() < 0.6 else _no_tool)(random, thinking)
 
 
-PLAIN = {**words.FAMILIES, "talk": talk.FAMILIES["talk"]}  # what can be asked that needs no tool
+PLAIN = {
+    **words.FAMILIES,
+    "talk": talk.FAMILIES["talk"],
+    "capital": facts.FAMILIES["capital"],
+}  # what can be asked that needs no tool
 
 
 def _no_need(random: Random, thinking: bool) -> Item:
@@ -178,7 +188,7 @@ def _no_need(random: Random, thinking: bool) -> Item:
 def _no_tool(random: Random, thinking: bool) -> Item:
     one = use(random.choice(list(pool())), random)
     tools = offered([], random, without=RELATED.get(one.tool, (one.tool,)))
-    question = asked(ask(one.question, random, **one.arguments), random)
+    question = asked(wish(one, random), random)
     why = f"The user wants {pool()[one.tool]['wants']}, but no tool here does that." if thinking else ""
     answer = random.choice(NO_TOOL)
     return Item("tool_none", one.key, question, answer, why, (), thinking, tools=tools, facts={"parts": []})
@@ -203,7 +213,7 @@ def make_result(random: Random, thinking: bool, size: int) -> Item:
     answer = random.choice([text for text in tool["answers"] if set(SLOT.findall(text)) <= set(known)])
     values = [str(result[key]) for key in SLOT.findall(answer) if key in result]
     messages = (
-        *asked(ask(one.question, random, **one.arguments), random),
+        *asked(wish(one, random), random),
         _call_message(one, thought([one], random) if thinking else "", random),
     )
     return Item(

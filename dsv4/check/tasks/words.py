@@ -234,6 +234,7 @@ CATEGORY = (
     "In which group of things is {named}?",
 )
 BARE = {"colour", "season", "metal", "weather", "food", "drink", "clothing", "sport", "game"}
+UNCOUNTED = {"spinach"}
 COUNTED = {"cake", "egg", "storm", "shirt", "coat", "hat", "shoe", "glove", "scarf", "sock"}
 KIND_OF = {"furniture", "clothing", "food", "weather"}
 # Other right answers, and other spellings.
@@ -246,7 +247,7 @@ ALSO = {
 def named(word: str) -> str:
     """The word as a sentence has it: "a rose", but "milk"."""
     kind = lexicon()["nouns"][word][0]
-    return word if kind in BARE and word not in COUNTED else sentence_case(f"a {word}").lower()
+    return word if word in UNCOUNTED or (kind in BARE and word not in COUNTED) else sentence_case(f"a {word}").lower()
 
 
 def make_category(random: Random, thinking: bool, size: int) -> Item:
