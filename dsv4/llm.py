@@ -21,6 +21,7 @@ from dsv4.chat.encode import Prompt, encode_messages
 from dsv4.chat.events import Completion
 from dsv4.chat.parse import parse_completion
 from dsv4.chat.tokenizer import Tokenizer
+from dsv4.checkpoint.hub import find_model
 from dsv4.checkpoint.ledger import Ledger, balance
 from dsv4.checkpoint.load import LoadProgress as LoadProgress
 from dsv4.checkpoint.load import Progress, Weight, load_ledger
@@ -62,12 +63,12 @@ class LLM:
         dialect: str | None = None,
         progress: Progress | None = None,
     ) -> LLM:
-        """Read the checkpoint in `model` (None: the embedded one).
+        """Read the checkpoint in `model`: a directory, ORG/NAME in the hub's local cache, None for the embedded one.
 
         `dialect`: as `Dialect.for_model` takes it. Sets torch's number of threads: one for narrow models, for which
         more are slower, DSV4_THREADS if set. Raises a DSV4Error for anything wrong with the files or options.
         """
-        directory = EMBEDDED if model is None else Path(model)
+        directory = EMBEDDED if model is None else find_model(model)
         config = ModelConfig.load(directory)
         options = _fitted(options or EngineOptions(), config)
         tokenizer = Tokenizer.load(directory, config.vocab_size)
@@ -114,8 +115,9 @@ class LLM:
         RequestError for a prompt that cannot be served, at once.
         """
         ids = self.tokenizer.encode_prompt(prompt.pieces) if isinstance(prompt, Prompt) else prompt
-        self.engine.check(ids)
-        return self._answer(ids, sampling or self.defaults)
+        sampling = sampling or self.defaults
+        self.engine.check(ids, sampling)
+        return self._answer(ids, sampling)
 
     def _answer(self, ids: Sequence[int], sampling: Sampling) -> Iterator[Delta]:
         number = self.engine.add(ids, sampling)
@@ -127,6 +129,8 @@ class LLM:
                         if delta.number not in self._inbox:
                             raise RequestError(f"request {delta.number} is stepped by two", do="use generate for all")
                         self._inbox[delta.number].append(delta)
+                if mine[0].error:
+                    raise mine[0].error
                 yield mine[0]
                 if mine.popleft().finish:
                     return

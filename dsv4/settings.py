@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +29,12 @@ def _count(text: str) -> int:
     return count
 
 
+def _text(text: str) -> str:
+    if not text:
+        raise ValueError(text)
+    return text
+
+
 def _folder(text: str) -> Path:
     if not text:
         raise ValueError(text)
@@ -45,6 +51,7 @@ def _users(text: str) -> Path | None:
 KNOBS = (
     Knob("DSV4_THREADS", "threads", _count, "a whole number of at least 1"),
     Knob("DSV4_CACHE", "cache", _folder, "a directory"),
+    Knob("DSV4_API_KEY", "api_key", _text, "a text"),
     Knob("TORCH_EXTENSIONS_DIR", "torch_extensions", lambda text: Path(text) if text else None, "a directory"),
     Knob("XDG_CACHE_HOME", "user_cache", _users, "a directory"),
 )
@@ -56,12 +63,14 @@ class Settings:
 
     threads: CPU threads for torch (DSV4_THREADS); None lets the program choose.
     cache: where compiled kernels are kept (DSV4_CACHE); None is dsv4 in the user's folder for caches.
+    api_key: what clients of `dsv4 serve` must show (DSV4_API_KEY); None asks for nothing.
     torch_extensions: where torch builds its extensions, None for its own default.
     user_cache: the user's folder for caches, None for ~/.cache.
     """
 
     threads: int | None = None
     cache: Path | None = None
+    api_key: str | None = field(default=None, repr=False)
     torch_extensions: Path | None = None
     user_cache: Path | None = None
 

@@ -32,7 +32,7 @@ DOORS: dict[str, set[str]] = {
     "engine": {"config", "model", "cache", "ops", "parallel", "errors"},
     "chat": {"config", "errors"},
     "llm": BELOW_LLM,
-    "cli": {"llm", "chat", "engine.request", "config", "errors", "check", "bench"},
+    "cli": {"llm", "chat", "checkpoint.hub", "engine.request", "config", "errors", "check", "bench"},
     "server": {"llm", "chat", "engine.request", "config", "errors"},
     "check": BELOW_LLM | {"llm", "bench"},
     "bench": BELOW_LLM | {"llm", "check"},
@@ -41,6 +41,7 @@ DOORS: dict[str, set[str]] = {
 FILES: dict[str, set[str]] = {
     **dict.fromkeys(("cli.inspect", "cli.synth", "cli.plan"), DOORS["cli"] | {"checkpoint"}),
     **dict.fromkeys(("cli.kernels", "cli.doctor"), DOORS["cli"] | {"kernels"}),
+    "cli.serve": DOORS["cli"] | {"server", "settings"},
     "cache.pages": set(),
 }
 
@@ -49,6 +50,13 @@ ENGINE_NEEDS = {"torch", "numpy", "tokenizers", "typer", "rich"}
 EXTRAS = {
     "check.study.plots": {"matplotlib"},
     "check.compare.picture": {"matplotlib"},
+    "checkpoint.hub": {"huggingface_hub", "httpx2"},
+    "cli.pull": {"huggingface_hub"},
+    "server.app": {"fastapi", "starlette"},
+    "server.guard": {"starlette"},
+    "server.run": {"uvicorn"},
+    "server.schema": {"pydantic"},
+    "server.stream": {"fastapi", "starlette"},
     "kernels.compiler": {"cuda"},
     "kernels.driver": {"cuda"},
 }
@@ -56,7 +64,8 @@ TENSORS = {"torch", "numpy", "safetensors"}  # safetensors' readers bring one of
 STDLIB_ONLY = ("errors", "settings", "cache.pages")
 # Wheels are built where there is no torch, and `dsv4 kernels` needs none to show its table.
 BUILDERS = tuple(f"kernels.{name}" for name in ("build", "cache", "compiler", "prebuilt", "report", "source"))
-TENSOR_FREE = ("", "config", "chat", "engine.scheduler", "engine.request", "engine.stop", *BUILDERS, *STDLIB_ONLY)
+PLAIN = ("checkpoint.hub", "engine.scheduler", "engine.request", "engine.stop")
+TENSOR_FREE = ("", "config", "chat", *PLAIN, *BUILDERS, *STDLIB_ONLY)
 
 
 class Import(NamedTuple):
@@ -192,6 +201,7 @@ def test_every_file_is_in_a_room_of_the_table() -> None:
         ("__init__.py", "from dsv4.config import ModelConfig", "may not import config"),
         ("cli/generate.py", "from dsv4.engine.runner import Runner", "may not import engine.runner"),
         ("cli/generate.py", "from dsv4.checkpoint import reader", "may not import checkpoint"),
+        ("checkpoint/hub.py", "import torch", "may not import torch"),
         ("cli/inspect.py", "from dsv4.model import block", "may not import model"),
         ("llm.py", "from dsv4.cli import main", "may not import cli"),
         ("check/compare.py", "import dsv4.server.app", "may not import server"),
@@ -213,6 +223,8 @@ def test_a_planted_wrong_door_is_found(tmp_path: Path, file: str, source: str, w
     [
         ("llm.py", "from dsv4 import kernels, model\nimport dsv4.engine.engine, torch"),
         ("cli/synth.py", "import typer\nfrom dsv4.checkpoint.write import write"),
+        ("cli/chat.py", "from dsv4.checkpoint.hub import find_model"),
+        ("checkpoint/hub.py", "def f() -> None:\n    import huggingface_hub"),
         ("cli/generate.py", "from dsv4.engine.request import Request\nfrom dsv4 import __version__"),
         ("config_fields.py", "import json\nfrom dsv4.config import ModelConfig\nfrom .errors import ConfigError"),
         ("taps.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from torch import Tensor"),

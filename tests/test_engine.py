@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-from dsv4.engine.request import Request, Sampling
+from dsv4.engine.request import NONE, Delta, Request, Sampling
 from dsv4.engine.scheduler import Scheduler
 from dsv4.engine.stop import StopText, finish_reason
 from dsv4.errors import NumericsError, RequestError
@@ -283,21 +286,107 @@ def test_prompts_that_cannot_be_served_are_refused(prompt: list[int], said: str)
 @pytest.mark.parametrize(
     "asked",
     [{"temperature": -0.1}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 1.1}, {"min_p": -0.1},
-     {"max_tokens": 0}, {"trace": -1}, {"stop": ("a", "")}],
+     {"max_tokens": 0}, {"trace": -1}, {"stop": ("a", "")}, {"candidates": -1}, {"logit_bias": ((1, 100.5),)},
+     {"logit_bias": ((1, float("nan")),)}, {"logit_bias": ((1, True),)}, {"logit_bias": ((-1, 1),)},
+     {"logit_bias": ((1, 1), (1, 2))}, {"logit_bias": ((1.0, 1),)}],
 )  # fmt: skip
 def test_sampling_out_of_range_is_refused_by_name(asked: dict[str, Any]) -> None:
     with pytest.raises(RequestError, match=f"^{next(iter(asked))}; got .*; wanted "):
         Sampling(**asked)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_logits_that_are_no_numbers_end_the_run(value: float) -> None:
-    runner = Arithmetic()
-    runner.logits = lambda seen, place: torch.full((VOCABULARY,), value)  # type: ignore[method-assign]
+class Poisoned(Arithmetic):
+    """Says "abc…" to those whose prompt begins with 50; from its fourth token on, one number is none."""
+
+    value = float("nan")
+
+    def logits(self, seen: list[int], place: int) -> Tensor:
+        if seen[0] != 50:
+            return super().logits(seen, place)
+        row = 100 * torch.nn.functional.one_hot(torch.tensor(97 + place), VOCABULARY).float()
+        return row.index_fill(0, torch.tensor([5]), self.value) if place == 3 else row
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("guesses", [False, True])
+def test_logits_that_are_no_numbers_end_their_request_alone(
+    value: float, guesses: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others answer as if it had never been, and so does the next in its slot."""
+    monkeypatch.setattr(Poisoned, "value", value)
+    prompts = [[51, 52], [50, 9], [53], [54, 55]]
+    runner, plain = Poisoned(), engine(Poisoned())
+    made = engine(runner, drafter=Guesses(runner, 2, random.Random(1)) if guesses else None)
+    for prompt in prompts:
+        made.add(prompt, Sampling(seed=1, max_tokens=9))
+        if prompt[0] != 50:
+            plain.add(prompt, Sampling(seed=1, max_tokens=9))
+    found, expected = finish(made), finish(plain)
+    *fine, last = found.pop(1)
+    assert text(fine) == "abc"
+    assert (last.token, last.text, last.finish) == (NONE, "", "error")
+    with pytest.raises(NumericsError, match="position 5 are not finite"):
+        raise last.error or AssertionError
+    for number, other in zip((0, 2, 3), range(3), strict=True):
+        assert [d.token for d in found[number]] == [d.token for d in expected[other]]
+
+
+def test_text_that_was_held_back_comes_before_an_error() -> None:
+    """A stop string that may have begun, and half a character (a multiple of 7 is one)."""
+    runner = Poisoned()
     made = engine(runner)
-    made.add([9, 9], GREEDY)
-    with pytest.raises(NumericsError, match="position 2 are not finite"):
-        made.step()
+    number = made.add([50], Sampling(temperature=0, stop=("abcd",)))
+    assert text(finish(made)[number]) == "abc"
+
+
+# --- holding ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("guesses", [False, True])
+@pytest.mark.parametrize("steps", [0, 1, 2, 5])
+def test_a_request_on_hold_waits_and_changes_nothing(steps: int, guesses: bool) -> None:
+    """Within its prompt or its answer: others go on, its own tokens come later and are the same."""
+    asked, runner = Sampling(seed=1, max_tokens=12), Arithmetic()
+    plain = engine(Arithmetic())
+    made = engine(runner, drafter=Guesses(runner, 2, random.Random(1)) if guesses else None)
+    for one in (plain, made):
+        for prompt in ([40] * 12, [41, 42], [43]):
+            one.add(prompt, asked)
+    expected = finish(plain)
+    found: dict[int, list[Delta]] = {n: [] for n in range(3)}
+
+    def step() -> None:
+        for delta in made.step():
+            found[delta.number].append(delta)
+
+    for _ in range(steps):
+        step()
+    made.hold(0, True)
+    before = len(found[0])
+    while not made.stalled:
+        step()
+    assert len(found[0]) == before
+    assert all(found[n][-1].finish for n in (1, 2))
+    assert made.step() == []
+    made.hold(0, False)
+    while made.busy:
+        step()
+    assert {n: [d.token for d in ds] for n, ds in found.items()} == {
+        n: [d.token for d in ds] for n, ds in expected.items()
+    }
+
+
+def test_a_held_request_can_be_cancelled_and_an_idle_engine_is_stalled() -> None:
+    made = engine(Arithmetic(slots=1))
+    assert made.stalled
+    first, second = made.add([50], GREEDY), made.add([51], GREEDY)
+    made.hold(first, True)
+    assert not made.stalled  # it has no slot yet, and there is one
+    assert (made.step(), made.stalled, made.waiting) == ([], True, 1)
+    made.hold(77, True)
+    made.cancel(first)
+    assert list(finish(made)) == [second]
+    assert made.stalled
 
 
 # --- seeds and traces ------------------------------------------------------------------------------------------------
@@ -319,6 +408,46 @@ def test_an_answer_can_be_resumed_from_its_own_tokens() -> None:
     whole = sampled([40, 41], 5)
     for done in (1, 5, 11):
         assert sampled([40, 41, *whole[:done]], 5, 12 - done) == whole[done:]  # type: ignore[list-item]
+
+
+def test_a_bias_joins_the_choice_and_not_the_trace() -> None:
+    """In sampling, with filters, with drafts: the tokens of a model whose logits are those sums."""
+    bias = ((60, 4.0), (61, -3.5), (62, 100.0))
+    asked = Sampling(seed=2, max_tokens=12, temperature=3, top_k=20, logit_bias=bias, trace=12, candidates=1)
+    answers = []
+    for drafts in (False, True):
+        runner = Arithmetic()
+        made = engine(runner, drafter=Guesses(runner, 2, random.Random(1)) if drafts else None)
+        number = made.add([40], asked)
+        answers.append([(d.token, d.trace) for d in finish(made)[number]])
+    assert answers[0] == answers[1]
+    biased, plain = Arithmetic(), Arithmetic().logits
+    extra = torch.zeros(VOCABULARY)
+    for id, amount in bias:
+        extra[id] = amount
+    biased.logits = lambda seen, place: plain(seen, place) + extra  # type: ignore[method-assign]
+    other = engine(biased)
+    number = other.add([40], replace(asked, logit_bias=()))
+    assert [d.token for d in finish(other)[number]] == [token for token, _ in answers[0]]
+    first = answers[0][0][1]
+    assert first is not None
+    assert first.ranking[0].logprob == pytest.approx(float(torch.log_softmax(plain([40], 0).double(), 0).max()))
+
+
+def test_a_bias_for_a_token_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(RequestError, match=f"no such token; got {VOCABULARY}; wanted 0 to {VOCABULARY - 1}"):
+        engine(Arithmetic()).add([9], Sampling(logit_bias=((VOCABULARY, 1.0),)))
+
+
+def test_a_trace_names_as_many_candidates_as_asked_lower_ids_first() -> None:
+    for count in (0, 1, 7, 100):
+        (delta,) = answer([70], Sampling(temperature=0, max_tokens=1, trace=1, candidates=count))
+        assert delta.trace is not None
+        ids = [candidate.id for candidate in delta.trace.ranking]
+        assert (len(ids), ids[:1]) == (count, [70][:count])
+        assert ids[1:] == sorted(ids[1:])  # all others are equal
+        assert all(math.exp(c.logprob) == pytest.approx(c.probability) for c in delta.trace.ranking)
+        assert math.exp(delta.trace.logprob) == pytest.approx(delta.trace.probability)
 
 
 def test_a_trace_shows_the_first_steps() -> None:

@@ -44,6 +44,7 @@ def test_an_empty_environment_gives_the_defaults() -> None:
     [
         ("DSV4_THREADS", "3", "threads", 3),
         ("DSV4_CACHE", "here/kernels", "cache", Path("here/kernels")),
+        ("DSV4_API_KEY", "a key", "api_key", "a key"),
         ("TORCH_EXTENSIONS_DIR", "/x/extensions", "torch_extensions", Path("/x/extensions")),
         ("TORCH_EXTENSIONS_DIR", "", "torch_extensions", None),
         ("XDG_CACHE_HOME", "/x/cache", "user_cache", Path("/x/cache")),

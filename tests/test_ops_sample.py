@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsv4.ops.sample import probabilities, sample
+from dsv4.ops.sample import biased, probabilities, sample
 from tests.devices import DEVICES, normal
 
 # Token 2 has 1/2, 0 has 1/4, 3 has 1/8, 1 and 4 have 1/16 each.
@@ -96,6 +96,15 @@ def test_a_token_is_always_found_and_among_the_kept(
     assert int(logits.argmax()) == int(ids[0])
     assert not k or len(ids) <= k
     assert sample(logits, u, temperature, k, p, least) in ids.tolist()
+
+
+@DEVICES
+def test_a_bias_is_added_to_a_copy(device: str) -> None:
+    """Rounded once, as FP32 adds; the other logits keep their bits and the given ones theirs."""
+    logits = torch.tensor([1.0, 2**24, -3.0], device=device)
+    assert biased(logits, [(2, 0.5), (1, 1.0)]).tolist() == [1.0, 2**24, -2.5]  # 2^24 + 1 is a tie, to even
+    assert logits.tolist() == [1.0, 2**24, -3.0]
+    assert biased(logits, []).tolist() == logits.tolist()
 
 
 def test_impossible_tokens_are_never_taken() -> None:

@@ -10,6 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from dsv4.checkpoint.hub import find_model
+
 if TYPE_CHECKING:
     from dsv4.check.compare.compare import Comparison
     from dsv4.check.compare.measure import Gap
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 def compare(
     model: Annotated[
-        Path | None, typer.Argument(help="a checkpoint's directory; without it, the embedded model")
+        Path | None, typer.Argument(help="a checkpoint's directory or ORG/NAME; without it, the embedded model")
     ] = None,
     a: Annotated[
         str, typer.Option("--a", help="one way to run it: pure, fused, a format, chunk=64, … with commas")
@@ -48,7 +50,7 @@ def compare(
         plots.require()
     ways = (parse(a, device), parse(",".join((b, *(force or ()))), device))
     given = text.read_text(encoding="utf-8") if text else None
-    found = run(model or EMBEDDED, *ways, given, tokens, layers)
+    found = run(find_model(model or EMBEDDED), *ways, given, tokens, layers)
     _show(found, every=layers is not None)
     if json_path is not None:
         json_path.write_text(json.dumps(found.as_json(), ensure_ascii=False) + "\n", encoding="utf-8")

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from dsv4.checkpoint.hub import find_model
 from dsv4.cli.generate import Dtype, Numerics
 from dsv4.cli.progress import byte_bar
 from dsv4.config import EngineOptions, ModelConfig
@@ -39,7 +40,7 @@ MOST_JOBS: Final = 8
 
 def evaluate(
     model: Annotated[
-        Path | None, typer.Argument(help="a checkpoint's directory; without it, the embedded model")
+        Path | None, typer.Argument(help="a checkpoint's directory or ORG/NAME; without it, the embedded model")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="few items and contexts to 2K: minutes on a CPU")] = False,
     items: Annotated[
@@ -82,7 +83,7 @@ def evaluate(
     from dsv4.cli.eval_table import show
     from dsv4.llm import EMBEDDED, LLM
 
-    directory = model or EMBEDDED
+    directory = find_model(model or EMBEDDED)
     config = ModelConfig.load(directory)
     rows = check.planned(_names(families), lengths)
     options = check.options_for(config, rows, asked)

@@ -24,7 +24,7 @@ Kernels = Literal["reference", "covered", "auto", "unfused"]
 
 def generate(
     model: Annotated[
-        Path | None, typer.Argument(help="a checkpoint's directory; without it, the embedded model")
+        Path | None, typer.Argument(help="a checkpoint's directory or ORG/NAME; without it, the embedded model")
     ] = None,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="what to ask; - reads standard input")] = ...,  # type: ignore[assignment]
     system: Annotated[str, typer.Option(help="a system message")] = "",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    target: Annotated[str, typer.Argument(help="a checkpoint's directory, or: " + ", ".join(NAMED))],
+    target: Annotated[str, typer.Argument(help="a checkpoint's directory, ORG/NAME, or: " + ", ".join(NAMED))],
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Print the census of a checkpoint: tensors and bytes of every dtype, main model and draft."""
@@ -34,16 +34,18 @@ def inspect(
 def describe(target: str) -> dict[str, Any]:
     """What `inspect` prints. A directory is held against its config.json, as loading does; a name needs no files."""
     # The checkpoint room takes seconds to import: not before the usage has been checked.
+    from dsv4.checkpoint.hub import find_model
     from dsv4.checkpoint.ledger import balance
     from dsv4.checkpoint.names import inventory
     from dsv4.checkpoint.reader import Checkpoint
     from dsv4.checkpoint.specs import StoredFormats
 
-    config = ModelConfig.find(target)
+    directory = target if target in NAMED else str(find_model(target))
+    config = ModelConfig.find(directory)
     if target in NAMED:
         source = f"{target} (expected tensors, no weights read)"
         return _describe(source, config, StoredFormats.of(config), inventory(config), {})
-    checkpoint = Checkpoint.open(target)
+    checkpoint = Checkpoint.open(directory)
     ledger = balance(config, checkpoint.specs)
     source = f"{Path(target)} (files: {len(checkpoint.shards)}; every expected tensor is there)"
     return _describe(source, config, ledger.formats, checkpoint.specs, ledger.ignored)

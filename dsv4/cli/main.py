@@ -10,6 +10,7 @@ import typer
 
 from dsv4 import __version__
 from dsv4.cli.bench import app as bench
+from dsv4.cli.chat import chat
 from dsv4.cli.check import check
 from dsv4.cli.compare import compare
 from dsv4.cli.doctor import doctor
@@ -17,6 +18,8 @@ from dsv4.cli.eval import evaluate
 from dsv4.cli.generate import generate
 from dsv4.cli.inspect import inspect
 from dsv4.cli.kernels import kernels
+from dsv4.cli.pull import pull
+from dsv4.cli.serve import serve
 from dsv4.cli.study import app as study
 from dsv4.cli.synth import synth
 from dsv4.errors import DSV4Error
@@ -28,6 +31,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Run DeepSeek-V4 models. Without MODEL, the small trained model inside the package answers.",
 )
+app.command()(chat)
 app.command()(check)
 app.command()(compare)
 app.command()(doctor)
@@ -35,6 +39,8 @@ app.command("eval")(evaluate)
 app.command()(generate)
 app.command()(inspect)
 app.command()(kernels)
+app.command()(pull)
+app.command()(serve)
 app.command()(synth)
 app.add_typer(bench, name="bench")
 app.add_typer(study, name="study")

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from dsv4.checkpoint.hub import find_model
 from dsv4.cli.progress import byte_bar
 from dsv4.config import ModelConfig
 
@@ -35,7 +36,7 @@ def _several() -> None:
 @app.command()
 def formats(
     model: Annotated[
-        Path | None, typer.Argument(help="a checkpoint's directory; without it, the embedded model")
+        Path | None, typer.Argument(help="a checkpoint's directory or ORG/NAME; without it, the embedded model")
     ] = None,
     formats: Annotated[
         str, typer.Option("--formats", help="only these, with commas between; wrong names list all")
@@ -69,7 +70,7 @@ def formats(
 
     if report is not None:
         plots.require()
-    directory, err = model or EMBEDDED, Console(stderr=True, highlight=False)
+    directory, err = find_model(model or EMBEDDED), Console(stderr=True, highlight=False)
     config = ModelConfig.load(directory)
     swept = known.SWEPT if sweep is None else _names(sweep)
     plan = known.plan(config.num_hidden_layers, _names(formats), _names(places), swept)

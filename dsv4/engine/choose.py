@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from dsv4.engine.request import Candidate, Sampling, Trace
-from dsv4.ops.sample import sample
-
-RANKING = 5  # candidates shown by a trace
+from dsv4.ops.sample import biased, sample
 
 
 def choose(logits: Tensor, asked: Sampling, position: int) -> int:
@@ -18,14 +16,16 @@ def choose(logits: Tensor, asked: Sampling, position: int) -> int:
 
     The uniform number is a function of seed and position alone, so that a request can be resumed, replayed or drafted.
     """
+    if asked.logit_bias:
+        logits = biased(logits, asked.logit_bias)
     u = random.Random(f"{asked.seed}/{position}").random()
     return sample(logits, u, asked.temperature, asked.top_k, asked.top_p, asked.min_p)
 
 
-def trace(logits: Tensor, token: int) -> Trace:
-    """The distribution at temperature 1, whatever the request's own."""
+def trace(logits: Tensor, token: int, candidates: int) -> Trace:
+    """The distribution at temperature 1, whatever the request's own. Of equals the lower id comes first."""
     logs = torch.log_softmax(logits.double(), 0)
-    best = torch.topk(logs, min(RANKING, len(logs)))
-    ranking = zip(best.indices.tolist(), best.values.exp().tolist(), strict=True)
-    entropy = float(-(logs.exp() * logs).sum())
-    return Trace(float(logs[token].exp()), tuple(Candidate(i, p) for i, p in ranking), entropy)
+    probs = logs.exp()
+    best = torch.topk(logs, min(candidates, len(logs))).indices.tolist()
+    ranking = sorted((Candidate(i, float(probs[i]), float(logs[i])) for i in best), key=lambda c: (-c.logprob, c.id))
+    return Trace(float(probs[token]), float(logs[token]), tuple(ranking), float(-(probs * logs).sum()))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dsv4.engine.choose import choose, trace
-from dsv4.engine.request import Delta, Request, Sampling, TextStream
+from dsv4.engine.request import NONE, Delta, Request, Sampling, TextStream
 from dsv4.engine.runner import Runner
 from dsv4.engine.scheduler import Scheduler, Work
 from dsv4.engine.speculate import Confirmed, Drafter
@@ -43,8 +43,26 @@ class Engine:
         """Whether any request is unfinished."""
         return bool(self._requests)
 
-    def check(self, prompt: Sequence[int]) -> None:
-        """RequestError if a prompt is empty, leaves no room for a token, or holds what is no token id."""
+    @property
+    def stalled(self) -> bool:
+        """Whether `step` can do nothing until a request is added, cancelled or released."""
+        return self._scheduler.stalled
+
+    @property
+    def waiting(self) -> int:
+        """Requests that have no slot yet."""
+        return len(self._scheduler.waiting)
+
+    @property
+    def capacity(self) -> int:
+        """Tokens of prompt and answer that one sequence has room for."""
+        return self._runner.store.capacity
+
+    def check(self, prompt: Sequence[int], sampling: Sampling | None = None) -> None:
+        """RequestError if a prompt is empty, leaves no room for a token, or holds what is no token id.
+
+        Also for a `sampling` that biases a token which does not exist. Reads nothing that `step` changes.
+        """
         capacity = self._runner.store.capacity
         if not prompt:
             raise RequestError("the prompt is empty", wanted="at least one token")
@@ -64,10 +82,13 @@ class Engine:
                 got=f"{min(prompt)} to {max(prompt)}",
                 wanted=f"0 to {vocabulary - 1}",
             )
+        for id, _ in sampling.logit_bias if sampling else ():
+            if id >= vocabulary:
+                raise RequestError("logit_bias: no such token", got=id, wanted=f"0 to {vocabulary - 1}")
 
     def add(self, prompt: Sequence[int], sampling: Sampling) -> int:
         """Queue a prompt that `check` accepts; returns the request's number."""
-        self.check(prompt)
+        self.check(prompt, sampling)
         limit = min(len(prompt) + sampling.max_tokens, self._runner.store.capacity)
         request = Request(self._count, tuple(prompt), sampling, limit, self._text(), StopText(sampling.stop))
         self._count += 1
@@ -80,6 +101,11 @@ class Engine:
         request = self._requests.pop(number, None)
         if request is not None:
             self._scheduler.remove(request)
+
+    def hold(self, number: int, held: bool) -> None:
+        """Let a request keep its slot but take no part in steps, or release it; what it answers stays the same."""
+        if number in self._requests:
+            self._requests[number].held = held
 
     def step(self) -> list[Delta]:
         """Run one step of the model over all requests that fit, and accept its tokens."""
@@ -120,13 +146,10 @@ class Engine:
 
     def _emit(self, request: Request, logits: Tensor) -> Delta:
         if not bool(torch.isfinite(logits).all()):
-            raise NumericsError(
-                f"the model's logits at position {request.length} are not finite",
-                do="the weights are damaged, or overflow this dtype: check the files, try float32",
-            )
+            return self._fail(request)
         asked = request.sampling
         token = choose(logits, asked, request.length)
-        shown = trace(logits, token) if len(request.output) < asked.trace else None
+        shown = trace(logits, token, asked.candidates) if len(request.output) < asked.trace else None
         request.output.append(token)
         room = self._runner.store.capacity - request.length
         finish = finish_reason(token, self._eos, self._roles, len(request.output), asked.max_tokens, room)
@@ -141,3 +164,14 @@ class Engine:
             request.finish = finish
             self.cancel(request.number)
         return Delta(request.number, token, text, finish, shown)
+
+    def _fail(self, request: Request) -> Delta:
+        """End a request whose numbers are none. No row reads another sequence's, so it is alone in this."""
+        error = NumericsError(
+            f"the model's logits at position {request.length} are not finite",
+            do="the weights are damaged, or overflow this dtype: check the files, try float32",
+        )
+        request.finish = "error"
+        self.cancel(request.number)
+        text, hit = request.stop_text.push(request.text.finish())
+        return Delta(request.number, NONE, text if hit else text + request.stop_text.finish(), "error", error=error)

@@ -7,16 +7,23 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from dsv4.engine.stop import StopText
-from dsv4.errors import RequestError
+from dsv4.errors import NumericsError, RequestError
 
 _RANGES: Mapping[str, tuple[float, float]] = {"temperature": (0, 100), "top_p": (0, 1), "min_p": (0, 1)}
-_COUNTS: Mapping[str, tuple[int, int]] = {"top_k": (0, 1 << 31), "max_tokens": (1, 1 << 31), "trace": (0, 1 << 31)}
+_COUNTS: Mapping[str, tuple[int, int]] = {
+    "top_k": (0, 1 << 31),
+    "max_tokens": (1, 1 << 31),
+    "trace": (0, 1 << 31),
+    "candidates": (0, 100),
+}
+MAX_BIAS = 100.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How the next token is chosen and when to stop. temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off.
 
+    `logit_bias`: pairs of a token id and what is added to its logit before anything else, -100 to 100.
     The same `seed` gives the same tokens for the same prompt, whatever else is running. RequestError out of range.
     """
 
@@ -27,7 +34,9 @@ class Sampling:
     seed: int = 0
     max_tokens: int = 512
     stop: tuple[str, ...] = ()
+    logit_bias: tuple[tuple[int, float], ...] = ()
     trace: int = 0  # first steps whose distribution is reported
+    candidates: int = 5  # most probable tokens that such a report names
 
     def __post_init__(self) -> None:
         for kind, ranges in ((int | float, _RANGES), (int, _COUNTS)):
@@ -38,6 +47,16 @@ class Sampling:
                     raise RequestError(name, got=repr(value), wanted=wanted)
         if not isinstance(self.stop, tuple) or not all(isinstance(text, str) and text for text in self.stop):
             raise RequestError("stop", got=repr(self.stop), wanted="a tuple of strings of at least one character")
+        _check_bias(self.logit_bias)
+
+
+def _check_bias(pairs: tuple[tuple[int, float], ...]) -> None:
+    for id, amount in pairs:
+        if isinstance(amount, bool) or not isinstance(amount, int | float) or not -MAX_BIAS <= amount <= MAX_BIAS:
+            raise RequestError("logit_bias", got=f"{amount!r} for token {id}", wanted="a number from -100 to 100")
+    ids = [id for id, _ in pairs]
+    if not all(type(id) is int and id >= 0 for id in ids) or len(set(ids)) < len(ids):
+        raise RequestError("logit_bias", got=repr(ids)[:60], wanted="token ids, each once")
 
 
 class TextStream(Protocol):
@@ -65,6 +84,7 @@ class Request:
     output: list[int] = field(default_factory=list)
     draft: tuple[int, ...] = ()  # guesses at the next tokens, to be verified
     finish: str | None = None
+    held: bool = False  # keeps its slot and state, but takes no part in steps
 
     @property
     def length(self) -> int:
@@ -81,19 +101,27 @@ class Request:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A token and its probability at temperature 1."""
+    """A token, its probability at temperature 1, and the natural logarithm of that, which does not run into 0."""
 
     id: int
     probability: float
+    logprob: float
 
 
 @dataclass(frozen=True)
 class Trace:
-    """The distribution behind one step: the chosen token's probability, the most probable ones, entropy in nats."""
+    """The distribution behind one step: the chosen token's probability, the most probable ones, entropy in nats.
+
+    It is the model's own, at temperature 1, before bias and filters.
+    """
 
     probability: float
+    logprob: float
     ranking: tuple[Candidate, ...]
     entropy: float
+
+
+NONE = -1  # no token: no id is negative
 
 
 @dataclass(frozen=True)
@@ -101,7 +129,8 @@ class Delta:
     """What one step gave one request. `text` lags behind `token` while a character or a stop string may be unfinished.
 
     finish: None while it runs; "stop" (end of sentence), "role_token" (a token that must not appear inside a turn),
-    "stop_string", "length" (max_tokens), "context" (no room left).
+    "stop_string", "length" (max_tokens), "context" (no room left), "error". The last brings no token (`token` is NONE)
+    and `error` says why; other requests are not touched by it.
     """
 
     number: int
@@ -109,3 +138,4 @@ class Delta:
     text: str
     finish: str | None = None
     trace: Trace | None = None
+    error: NumericsError | None = None

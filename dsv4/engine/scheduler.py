@@ -30,7 +30,7 @@ class Scheduler:
     """First come, first served into a fixed number of slots.
 
     Each step decodes every sequence that can, then spends what is left of `chunk` tokens, at least one, on prompts,
-    oldest first.
+    oldest first. A request that is `held` keeps its slot and waits.
     """
 
     def __init__(self, slots: int, chunk: int) -> None:
@@ -53,12 +53,18 @@ class Scheduler:
         self.running += admitted
         return admitted
 
+    @property
+    def stalled(self) -> bool:
+        """Whether no step can do anything until a request comes, goes or is released."""
+        return all(request.held for request in self.running) and not (self._free and self.waiting)
+
     def schedule(self) -> list[Work]:
         """The next step's work, in a fixed order; empty when nothing runs."""
-        decodes = [r for r in self.running if r.length - r.done == 1]
+        ready = [r for r in self.running if not r.held]
+        decodes = [r for r in ready if r.length - r.done == 1]
         work = [Work(r, r.done, r.length, True, r.draft) for r in decodes]
         budget = max(self._chunk - len(decodes), 1)  # a prompt always moves on
-        for request in self.running:
+        for request in ready:
             take = min(request.length - request.done, budget)
             if take and request not in decodes:
                 end = request.done + take

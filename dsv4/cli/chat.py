@@ -1,0 +1,137 @@
+"""`dsv4 chat`: a conversation, with a model in this process or behind a URL."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from dsv4.cli.chat_commands import Chat, run
+from dsv4.cli.chat_input import Lines, interactive, open_lines, read_message
+from dsv4.cli.chat_talk import Talk, load
+from dsv4.cli.chat_turn import Source, exchange
+from dsv4.cli.generate import Dtype, Kernels, Numerics, forced
+from dsv4.cli.progress import byte_bar
+from dsv4.config import EngineOptions
+from dsv4.engine.request import Sampling
+from dsv4.errors import DSV4Error
+
+
+def chat(
+    model: Annotated[
+        str | None, typer.Argument(help="a checkpoint's directory or ORG/NAME; without it, the embedded model")
+    ] = None,
+    url: Annotated[str | None, typer.Option(help="an OpenAI-compatible server, which then runs MODEL")] = None,
+    key_file: Annotated[Path | None, typer.Option(help="a file with the key for --url")] = None,
+    system: Annotated[str, typer.Option(help="a system message")] = "",
+    think: Annotated[bool | None, typer.Option("--think/--no-think", help="let the model reason first")] = None,
+    effort: Annotated[str | None, typer.Option(help="reasoning effort, by the model's own names")] = None,
+    resume: Annotated[Path | None, typer.Option("--load", help="go on with a conversation that /save wrote")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="longest answer; without it, what fits")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0: always the most probable token")] = None,
+    top_k: Annotated[int | None, typer.Option(help="choose among so many tokens; 0: all")] = None,
+    top_p: Annotated[float | None, typer.Option(help="choose among the head of this mass; 1: all")] = None,
+    min_p: Annotated[float | None, typer.Option(help="least probability, as a share of the largest")] = None,
+    seed: Annotated[int | None, typer.Option(help="the same seed gives the same answers")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no words at the start")] = False,
+    dialect: Annotated[str | None, typer.Option(help="preview, 0731, or the path of a dialect")] = None,
+    numerics: Annotated[
+        Numerics, typer.Option(help="official: round activations as the model was trained")
+    ] = "official",
+    dtype: Annotated[Dtype, typer.Option(help="how activations are stored")] = "bfloat16",
+    device: Annotated[str, typer.Option(help="where the model runs")] = "cpu",
+    kernels: Annotated[Kernels, typer.Option(help="covered: where there are any; auto: nothing else")] = "reference",
+    force: Annotated[list[str] | None, typer.Option(help="OP=CHOICE for one op; repeatable")] = None,
+    draft: Annotated[int | None, typer.Option(help="tokens to guess each step with the draft; 0: none")] = None,
+    max_context: Annotated[int, typer.Option(help="positions for the whole conversation")] = 4096,
+) -> None:
+    """Talk with a model; /help lists what can be said beside messages.
+
+    Answers go to stdout and all else to stderr. Standard input may be a pipe, a message a line: then the exit code is 1
+    if any of them failed.
+    """
+    asked: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    asked |= {"seed": seed, "max_tokens": max_tokens}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    Sampling(**asked)  # a mistake in it should not have to wait for the weights
+    talk = Talk() if resume is None else load(resume)
+    talk.system, talk.effort = system or talk.system, effort or talk.effort
+    talk.thinking = talk.thinking if think is None else think
+    err = Console(stderr=True, highlight=False)
+    if url is not None:
+        from dsv4.cli.chat_remote import Remote
+
+        key = None if key_file is None else key_file.read_text(encoding="utf-8").strip()
+        source: Source = Remote(url, model, key, asked)
+        started = [f"model     {source.name}"]
+    else:
+        options = EngineOptions(
+            numerics=numerics,
+            dtype=dtype,
+            device=device,
+            max_context=max_context,
+            draft_tokens=draft,
+            kernels={"*": kernels, **forced(force or ())},
+        )
+        source, started = _local(model, options, dialect, asked, err)
+    session = Chat(talk, source)
+    if talk.effort is not None:
+        run(session, f"/effort {talk.effort}")  # refused now, if it is none
+    if not quiet:
+        started.append("/help lists the commands, Ctrl-C stops an answer, Ctrl-D ends the chat")
+        err.print("\n".join(started), style="dim", markup=False, soft_wrap=True)
+    well = converse(session, open_lines(), err)
+    raise typer.Exit(not (well or interactive()))
+
+
+def _local(
+    model: str | None, options: EngineOptions, dialect: str | None, asked: dict[str, Any], err: Console
+) -> tuple[Source, list[str]]:
+    """The model in this process, and what was decided about it."""
+    from dsv4.cli.chat_local import Local
+    from dsv4.llm import LLM
+
+    with byte_bar(err, "loading") as show:
+        llm = LLM.load(model, options, dialect, show)
+    gc.collect()
+    gc.freeze()  # what is loaded stays until the end: the collector need not look through it again and again
+    _ = llm.dialect  # a model that cannot chat says so before the first message
+    return Local(llm, replace(llm.defaults, **{"max_tokens": options.max_context, **asked})), llm.resolved.lines()
+
+
+def converse(session: Chat, lines: Lines, err: Console) -> bool:
+    """Until the input ends or /quit; whether everything went well. An error costs its message, not the conversation."""
+    well, typed = True, interactive()
+    while not session.over:
+        try:
+            text = read_message(lines)
+        except KeyboardInterrupt:
+            if not typed:
+                raise
+            err.print("\n(Ctrl-D or /quit ends the chat)", style="dim", markup=False)
+            continue
+        if text is None:
+            break
+        try:
+            _answer(session, text, err)
+        except BrokenPipeError:  # nobody reads the answers any more
+            raise
+        except (DSV4Error, OSError) as error:
+            well = False
+            err.print(f"dsv4: {error}", markup=False, soft_wrap=True)
+    if typed and not session.over:
+        err.print()  # what follows begins on a line of its own
+    return well
+
+
+def _answer(session: Chat, text: str, err: Console) -> None:
+    if text.startswith("/"):
+        told = run(session, text)
+        if told:
+            err.print(told, style="dim", markup=False, soft_wrap=True)
+    elif text.strip():
+        exchange(session.talk, text, session.source, err)

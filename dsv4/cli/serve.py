@@ -1,0 +1,105 @@
+"""`dsv4 serve`: an OpenAI-compatible server for many clients at once."""
+
+from __future__ import annotations
+
+import gc
+from importlib.util import find_spec
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from dsv4 import settings
+from dsv4.checkpoint.hub import find_model
+from dsv4.cli.generate import Dtype, Kernels, Numerics, forced
+from dsv4.cli.progress import byte_bar
+from dsv4.config import EngineOptions
+from dsv4.errors import ConfigError
+
+NEEDS = ("fastapi", "uvicorn")
+LOOPBACK = ("127.", "::1")
+
+
+def serve(
+    model: Annotated[
+        str | None, typer.Argument(help="a checkpoint's directory or ORG/NAME; without it, the embedded model")
+    ] = None,
+    host: Annotated[str, typer.Option(help="address to listen on; 0.0.0.0 for all")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one")] = 8000,
+    api_key: Annotated[str | None, typer.Option(help="what clients must show; DSV4_API_KEY hides it from ps")] = None,
+    name: Annotated[
+        list[str] | None, typer.Option("--served-model-name", help="what clients call the model; repeatable")
+    ] = None,
+    max_sequences: Annotated[int, typer.Option(help="requests that run at once")] = 8,
+    max_context: Annotated[int, typer.Option(help="tokens of prompt and answer of one request")] = 4096,
+    prefill_chunk: Annotated[int, typer.Option(help="tokens of prompts a step")] = 512,
+    max_queue: Annotated[int, typer.Option(min=0, help="requests that may wait; more get status 429")] = 64,
+    max_body_mib: Annotated[int, typer.Option(min=1, help="largest request")] = 16,
+    unread: Annotated[int, typer.Option(min=1, help="tokens a client may leave unread before it has to wait")] = 1024,
+    stall: Annotated[float, typer.Option(min=0.1, help="seconds after which an answer that nobody reads ends")] = 60,
+    drain: Annotated[int, typer.Option(min=0, help="seconds that answers have to end after SIGTERM")] = 30,
+    dialect: Annotated[str | None, typer.Option(help="preview, 0731, or the path of a dialect")] = None,
+    numerics: Annotated[
+        Numerics, typer.Option(help="official: round activations as the model was trained")
+    ] = "official",
+    dtype: Annotated[Dtype, typer.Option(help="how activations are stored")] = "bfloat16",
+    device: Annotated[str, typer.Option(help="where the model runs")] = "cpu",
+    kernels: Annotated[Kernels, typer.Option(help="covered: where there are any; auto: nothing else")] = "reference",
+    force: Annotated[list[str] | None, typer.Option(help="OP=CHOICE for one op; repeatable")] = None,
+    draft: Annotated[int | None, typer.Option(help="tokens to guess each step with the draft; 0: none")] = None,
+) -> None:
+    """Serve /v1/chat/completions and its neighbours until Ctrl-C or SIGTERM, which let running answers end."""
+    options = EngineOptions(
+        numerics=numerics,
+        dtype=dtype,
+        device=device,
+        max_context=max_context,
+        max_sequences=max_sequences,
+        prefill_chunk=prefill_chunk,
+        draft_tokens=draft,
+        kernels={"*": kernels, **forced(force or ())},
+    )
+    key = api_key if api_key is not None else settings.load().api_key
+    if key is not None and not (key and key.isascii() and key.isprintable() and " " not in key):
+        raise ConfigError("the API key", wanted="printable ASCII characters without a space")
+    lacking = [library for library in NEEDS if find_spec(library) is None]
+    if lacking:
+        raise ConfigError(f"dsv4 serve needs {' and '.join(lacking)}", do="pip install 'dsv4[server]'")
+    from dsv4.server import run  # not before: nothing else needs its libraries
+    from dsv4.server.options import ServerOptions
+
+    directory = None if model is None else find_model(model)
+    bound = run.bind(host, port)
+    from dsv4.llm import LLM
+    from dsv4.server.app import Service
+
+    err = Console(stderr=True, highlight=False)
+    with byte_bar(err, "loading") as show:
+        llm = LLM.load(directory, options, dialect, show)
+    _ = llm.dialect, llm.defaults  # what is wrong with them is said now and not to the first client
+    gc.collect()
+    gc.freeze()  # what is loaded stays until the end: the collector need not look through it again and again
+    served = ServerOptions(
+        names=tuple(name or (llm.directory.resolve().name if model is None else model.rstrip("/"),)),
+        key=key,
+        queue=max_queue,
+        unread=unread,
+        stall=stall,
+        body=max_body_mib << 20,
+        drain=drain,
+    )
+    service = Service(llm, served)
+    lines = [
+        *llm.resolved.lines(),
+        f"serving {max_sequences} requests at once, {max_queue} more may wait, as {', '.join(served.names)}",
+        f"listening on {run.url(bound)}/v1, {_who(bound.getsockname()[0], key)}",
+    ]
+    err.print("\n".join(lines), style="dim", markup=False, soft_wrap=True)
+    run.serve(service, bound)
+    err.print("stopped", style="dim")
+
+
+def _who(address: str, key: str | None) -> str:
+    if key is not None:
+        return "for those who have the key"
+    return "for this machine alone" if address.startswith(LOOPBACK) else "for everybody: there is no --api-key"

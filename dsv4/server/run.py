@@ -1,0 +1,71 @@
+"""A socket, uvicorn, and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+
+from dsv4.errors import ConfigError
+from dsv4.server.app import Service
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket at an address, before the weights are read: whoever took the port is found out at once.
+
+    Port 0 is any free one. ConfigError if the address cannot be had.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except (OSError, OverflowError) as error:
+        do = "another program may have the port: choose one with --port"
+        raise ConfigError("cannot listen", got=f"{host}:{port}: {error}", do=do) from None
+    return bound
+
+
+def url(bound: socket.socket) -> str:
+    """Where clients find it."""
+    host, port = bound.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class Server(uvicorn.Server):
+    """On SIGTERM or Ctrl-C nothing new is taken and what runs is finished, within `drain` seconds; a second ends it."""
+
+    def __init__(self, service: Service) -> None:
+        config = uvicorn.Config(
+            service.app,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=service.options.drain,
+        )
+        super().__init__(config)
+        self._worker = service.worker
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Ours do not raise the signal again when all is done: an end that was asked for is exit code 0."""
+        loop, wanted = asyncio.get_running_loop(), (signal.SIGTERM, signal.SIGINT)
+        with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):  # only the main thread can have them
+            for number in wanted:
+                loop.add_signal_handler(number, self.end)
+        yield
+
+    def end(self) -> None:
+        """Begin to drain; the second time, end."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+        self._worker.drain()
+
+
+def serve(service: Service, bound: socket.socket) -> None:
+    """Serve until a signal comes."""
+    asyncio.run(Server(service).serve(sockets=[bound]))
