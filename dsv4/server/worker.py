@@ -227,10 +227,8 @@ class Worker:
             reading.held_since = time.monotonic()
             for number in self._numbers(reading):
                 self._engine.hold(number, True)
-        if (
-            reading.sent - reading.taken <= self._options.unread
-        ):  # it was read while we looked, and did not see the hold
-            self.release(reading)
+        if reading.sent - reading.taken <= self._options.unread:
+            self.release(reading)  # it was read while we looked, and did not see the hold
 
     def release(self, reading: Reading) -> None:
         """On the engine's thread: a client that was on hold has read again."""
