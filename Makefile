@@ -42,7 +42,7 @@ lint: $(TEST_VENV)/.ready
 
 # On small cases: a sanitizer slows a kernel a hundredfold. --size small is what the everyday tests run as well.
 gpu:
-	@$(PYTHON) -c "import torch; raise SystemExit(not torch.cuda.is_available())" \
+	@$(PYTHON) -c "import torch; raise SystemExit(not torch.cuda.is_available())" 2>/dev/null \
 		|| { echo "make gpu: $(PYTHON) has no torch that sees a GPU; name one that does with PYTHON=..." >&2; exit 1; }
 	@command -v $(SANITIZER) >/dev/null || { echo "make gpu: no $(SANITIZER) on the PATH; it comes with CUDA's toolkit" >&2; exit 1; }
 	$(PYTHON) -m pytest -m gpu

@@ -100,7 +100,7 @@ def main_exits(arguments: list[str]) -> int:
     ("arguments", "why"),
     [
         (["norms"], "no such family of cases"),
-        (["--case", "medium"], "no timed case is meant"),
+        (["--case", "medium"], "no timed case has this name; got --case medium"),
         (["--device", "x"], "device"),
     ],
 )

@@ -165,6 +165,24 @@ def test_a_recommendation_that_is_null_is_none(tmp_path: Path, pico_dir: Path, d
     assert dsv4("generate", str(model), "-p", FRANCE, "--max-tokens", "2", "--quiet").code == 0
 
 
+@pytest.mark.parametrize("verb", ["compare --json", "study formats --json", "eval --json", "bench ops --out"])
+def test_where_nothing_can_be_written_no_work_is_done(verb: str, tmp_path: Path, dsv4: Call) -> None:
+    for path in (tmp_path / "gone" / "x.json", tmp_path):
+        done = dsv4(*verb.split(), str(path))
+        assert (done.code, done.out) == (1, "")
+        assert f"cannot write there; got {path}; wanted" in done.err
+
+
+def test_with_no_standard_output_the_answer_goes_nowhere() -> None:
+    command = f"{sys.executable} -m dsv4.cli.main generate -p hi -q --max-tokens 3 >&-"
+    done = subprocess.run(command, shell=True, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_version_is_an_option_as_well(dsv4: Call) -> None:
+    assert dsv4("--version").out == dsv4("version").out
+
+
 def test_without_a_verb_there_is_help(dsv4: Call) -> None:
     assert "generate" in dsv4().out
 

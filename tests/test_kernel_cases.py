@@ -262,7 +262,7 @@ def test_the_command_says_what_is_wrong_and_fails(
     ("arguments", "why"),
     [
         (["norms"], "no such family of cases; got norms; wanted norm or quantize"),
-        (["--op", "rms"], "no case is meant; got --op rms"),
+        (["--op", "rms"], "no case has this name; got --op rms; wanted one of"),
         (["--device", "tpu"], "device; got tpu; wanted cpu or cuda"),
     ],
 )

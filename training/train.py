@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dsv4.errors import DSV4Error
 from training import recipes
 from training.curves import Means, append, cut, digest
 from training.export import export_model
@@ -214,4 +215,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except DSV4Error as error:
+        raise SystemExit(f"error: {error}; `make train` builds corpus and vocabulary first") from None

@@ -122,7 +122,7 @@ def _check_turn(last: Message) -> None:
     if last.role in ("user", "developer") or last.task is not None or (last.role == "assistant" and last.open_ended):
         return
     advice = {
-        "assistant": "add a user message, or continue_final to go on with it",
+        "assistant": "add a user message, or continue_final_message to go on with it",
         "latest_reminder": "put the reminder before the user message",
     }
     raise PromptError(

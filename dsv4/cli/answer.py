@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -77,8 +76,7 @@ class Answer:
                 if self.aside:
                     self.err.print()
                 self.aside = False
-                sys.stdout.write(event.text)
-                sys.stdout.flush()
+                print(event.text, end="", flush=True)  # with no standard output this is silence, and no error
                 continue
             text = f" [{event.what}]" if isinstance(event, ParseProblem) else getattr(event, "text", str(event))
             self.err.print(text, style="dim italic", end="", markup=False, soft_wrap=True)

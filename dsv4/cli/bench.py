@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from dsv4.cli.target import writable
 from dsv4.errors import RequestError
 
 if TYPE_CHECKING:
@@ -44,9 +45,11 @@ def ops(
 
     if family is not None and family not in FAMILIES:
         raise RequestError("there is no such family of cases", got=family, wanted=" or ".join(FAMILIES))
+    writable(out)
     target, chosen = device_for(device), timing.timed(family, op, only)
     if not chosen:
-        raise RequestError("no timed case is meant", got=f"--op {op} --case {only!r}", wanted="flash or pro, say")
+        asked = " ".join(f"--{name} {given}" for name, given in (("op", op), ("case", only)) if given)
+        raise RequestError("no timed case has this name", got=asked, wanted="flash or pro, say")
     err = Console(stderr=True, highlight=False)
     found: list[Measured] = []
     with err.status("copying") as status:

@@ -32,7 +32,9 @@ def check(
     size: Annotated[
         Size | None, typer.Option(help="cases up to this size; without it, big on a GPU, else full")
     ] = None,
-    every: Annotated[bool, typer.Option("--all", help="a line for each case, not for each op alone")] = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="a line for each case, as a named family has, not for each op alone")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Judge the implementations of ops: kernels on a GPU, on a CPU the references against independent oracles.
@@ -50,7 +52,11 @@ def check(
     listed = [case for case in cases(family) if case.size in sizes]
     chosen = [case for case in listed if op in (None, case.op.name) and only in case.name]
     if not chosen:
-        raise RequestError("no case is meant", got=f"--op {op} --case {only!r}", do="dsv4 check --all lists them")
+        names = dict.fromkeys(case.op.name for case in listed)
+        asked = " ".join(f"--{name} {given}" for name, given in (("op", op), ("case", only)) if given)
+        raise RequestError(
+            "no case has this name", got=asked, wanted=f"one of the ops {', '.join(names)}, or of their cases"
+        )
     quiet = Console(stderr=True)
     pairs = list(track(verify.check(chosen, target), "checking", len(chosen), console=quiet, transient=True))
     unseen = verify.unseen(chosen, target)

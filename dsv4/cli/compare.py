@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dsv4.checkpoint.hub import find_model
+from dsv4.cli.target import writable
 
 if TYPE_CHECKING:
     from dsv4.check.compare.compare import Comparison
@@ -46,6 +47,7 @@ def compare(
     from dsv4.check.study import plots
     from dsv4.llm import EMBEDDED
 
+    writable(json_path, plot)
     if plot is not None:
         plots.require()
     ways = (parse(a, device), parse(",".join((b, *(force or ()))), device))
@@ -63,10 +65,10 @@ def compare(
 def _show(found: Comparison, every: bool) -> None:
     console = Console(highlight=False)
     table = Table(box=None, header_style="dim", pad_edge=False)
-    table.add_column("layer", no_wrap=True, min_width=5)
-    table.add_column("result", no_wrap=True)
-    for title, width in {"bits differ": 11, "largest": 7, "|a-b|/|a|": 9, "floor": 7, "cosine": 8}.items():
-        table.add_column(title, justify="right", no_wrap=True, min_width=width)
+    table.add_column("layer", no_wrap=True)
+    table.add_column("result", overflow="fold", min_width=20)  # the only one that may be broken over lines
+    for title, width in {"bits differ": 6, "largest": 7, "|a-b|/|a|": 9, "floor": 7, "cosine": 8}.items():
+        table.add_column(title, justify="right", min_width=width)
     firsts = [gap for gap in (found.first_parted, found.first_beyond) if gap]
     for gap in found.gaps:
         if every or gap in firsts or gap.name == "streams":
@@ -94,14 +96,15 @@ def _cosine(value: float | None) -> str:
 
 
 def _lines(found: Comparison) -> list[str]:
-    told = {"bits part": found.first_parted, "the difference is more than rounding": found.first_beyond}
-    lines = [
-        f"{what} first in layer {gap.layer}, {gap.name}{f' ({gap.note})' if gap.note else ''}"
-        if gap
-        else f"{what} nowhere"
-        for what, gap in told.items()
-    ]
+    told = {"bits part": found.first_parted, "by more than rounding does:": found.first_beyond}
+    lines = [f"{what} {_where(gap)}" for what, gap in told.items()]
     return [*lines, f"predictions: {_end(found.end)}; by rounding alone: {_end(found.floor)}"]
+
+
+def _where(gap: Gap | None) -> str:
+    if gap is None:
+        return "nowhere"
+    return f"first in layer {gap.layer}, {gap.name}{f' ({gap.note})' if gap.note else ''}"
 
 
 def _end(end: Any) -> str:

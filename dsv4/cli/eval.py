@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dsv4.checkpoint.hub import find_model
 from dsv4.cli.generate import Dtype, Numerics
 from dsv4.cli.progress import byte_bar
+from dsv4.cli.target import writable
 from dsv4.config import EngineOptions, ModelConfig
 from dsv4.errors import RequestError
 
@@ -83,6 +84,7 @@ def evaluate(
     from dsv4.cli.eval_table import show
     from dsv4.llm import EMBEDDED, LLM
 
+    writable(None if json_path in ("", "-") else Path(json_path))
     directory = find_model(model or EMBEDDED)
     config = ModelConfig.load(directory)
     rows = check.planned(_names(families), lengths)

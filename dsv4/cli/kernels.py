@@ -86,9 +86,9 @@ def _show(found: list[Pair], lacks: dict[str, list[str]], console: Console) -> N
         return
     names = _architectures(found)
     table = Table(caption="registers of a thread; bytes of static shared memory, stack and spills (stores, loads)")
-    table.add_column("kernel", overflow="fold")
+    table.add_column("kernel", overflow="fold", min_width=24)
     for name in names:
-        table.add_column(name, no_wrap=True)
+        table.add_column(name)
     files = dict.fromkeys(pair.file for pair in found)
     for file in files:
         mine = {pair.architecture: pair for pair in found if pair.file == file}

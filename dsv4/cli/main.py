@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from itertools import zip_longest
+from typing import Annotated
 
 import typer
 
@@ -45,6 +46,21 @@ app.command()(synth)
 app.add_typer(bench, name="bench")
 app.add_typer(study, name="study")
 TRACED_STEPS = "20"
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    """Options before a verb."""
 
 
 @app.command()

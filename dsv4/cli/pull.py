@@ -23,7 +23,7 @@ def pull(name: Annotated[str, typer.Argument(help="ORG/NAME or ORG/NAME@REVISION
     """Fetch a checkpoint, check every byte of it, and print its directory; other verbs then take ORG/NAME as MODEL.
 
     Once more, it goes on with the files that are whole. HF_HOME, HF_TOKEN, HF_HUB_OFFLINE and HF_ENDPOINT count as for
-    every program that uses huggingface_hub, which this needs: pip install 'dsv4[hub]'.
+    every program that uses huggingface_hub, which this needs: the extra hub of dsv4 brings it.
     """
     err = Console(stderr=True, highlight=False)
     _hush(err.is_terminal)

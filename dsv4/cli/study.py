@@ -18,6 +18,7 @@ from rich.text import Text
 
 from dsv4.checkpoint.hub import find_model
 from dsv4.cli.progress import byte_bar
+from dsv4.cli.target import writable
 from dsv4.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def formats(
     from dsv4.check.tasks.registry import FAMILIES
     from dsv4.llm import EMBEDDED
 
+    writable(json_path, report)
     if report is not None:
         plots.require()
     directory, err = find_model(model or EMBEDDED), Console(stderr=True, highlight=False)

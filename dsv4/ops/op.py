@@ -217,8 +217,8 @@ def check_choices(choices: Choices) -> None:
         elif name in all_ops():
             known = ("auto", "covered", *OPS[name].implementations)
         else:
-            near = get_close_matches(name, OPS, n=1, cutoff=0) if OPS else []
-            raise KernelError("there is no such op", got=name, wanted=" or ".join((*near, "*")))
+            near = get_close_matches(name, OPS, n=1)
+            raise KernelError("there is no such op", got=name, wanted=" or ".join((*(near or sorted(OPS)), "*")))
         if choice not in known:
             raise KernelError(f"there is no such choice for {name}", got=choice, wanted=" or ".join(known))
 

@@ -25,7 +25,8 @@ def bind(host: str, port: int) -> socket.socket:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
     except (OSError, OverflowError) as error:
-        do = "another program may have the port: choose one with --port"
+        known = isinstance(error, socket.gaierror)
+        do = "look at --host" if known else "another program may have the port: choose one with --port"
         raise ConfigError("cannot listen", got=f"{host}:{port}: {error}", do=do) from None
     return bound
 
