@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dsv4.check.cases.mhc import exact_sinkhorn
 from dsv4.model.layers import Scope
 from dsv4.ops.mhc import Mixed, Mixer, mhc_head, mhc_post, mhc_pre, sigmoid, sinkhorn
 from tests.devices import DEVICES, far, normal, ulps
@@ -39,16 +40,6 @@ def known(device: str) -> tuple[Tensor, Mixer]:
     return SIGNS.unsqueeze(0).to(device), mixer(fn, numbers("base", 24), torch.tensor([1, 0.5, 0.75]), "attn", device)
 
 
-def plain_sinkhorn(logits: Tensor, iterations: int, eps: float) -> Tensor:
-    """The definition in FP64."""
-    a = torch.softmax(logits.double(), -1) + eps
-    a = a / (a.sum(-2, keepdim=True) + eps)
-    for _ in range(iterations - 1):
-        a = a / (a.sum(-1, keepdim=True) + eps)
-        a = a / (a.sum(-2, keepdim=True) + eps)
-    return a
-
-
 @DEVICES
 def test_known_values(device: str) -> None:
     """pre, post and comb of the specification, through the whole of `mhc_pre`."""
@@ -68,19 +59,19 @@ def test_known_values(device: str) -> None:
 def test_sinkhorn_is_its_definition(iterations: int, size: float, device: str) -> None:
     """At a size of 8 the sums have not settled after two iterations, so that every one of them counts."""
     logits = normal("logits", 50, 4, 4, size=size)
-    assert far(sinkhorn(logits.to(device), iterations, EPS), plain_sinkhorn(logits, iterations, EPS)) < 1e-5
+    assert far(sinkhorn(logits.to(device), iterations, EPS), exact_sinkhorn(logits, iterations, EPS)) < 1e-5
 
 
 def test_a_planted_missing_iteration_is_seen() -> None:
     logits = normal("logits", 50, 4, 4, size=8)
-    assert far(sinkhorn(logits, 1, EPS), plain_sinkhorn(logits, 2, EPS)) > 0.1
-    assert far(sinkhorn(logits, 3, EPS), plain_sinkhorn(logits, 2, EPS)) > 0.01
+    assert far(sinkhorn(logits, 1, EPS), exact_sinkhorn(logits, 2, EPS)) > 0.1
+    assert far(sinkhorn(logits, 3, EPS), exact_sinkhorn(logits, 2, EPS)) > 0.01
 
 
 def test_a_planted_wrong_order_is_seen() -> None:
     """Columns before rows."""
     logits = normal("logits", 50, 4, 4, size=8)
-    assert far(sinkhorn(logits.mT, 2, EPS).mT, plain_sinkhorn(logits, 2, EPS)) > 0.1
+    assert far(sinkhorn(logits.mT, 2, EPS).mT, exact_sinkhorn(logits, 2, EPS)) > 0.1
 
 
 @DEVICES
@@ -119,7 +110,7 @@ def test_mhc_pre_is_its_formula(dtype: torch.dtype, device: str) -> None:
     assert mixed.x.dtype == dtype
     assert far(mixed.x, x) < (0.005 if dtype == torch.bfloat16 else 1e-5)
     assert far(mixed.post, 2 * torch.sigmoid(post)) < 1e-5
-    assert far(mixed.comb, plain_sinkhorn(comb.unflatten(1, (4, 4)), 20, EPS)) < 1e-5
+    assert far(mixed.comb, exact_sinkhorn(comb.unflatten(1, (4, 4)), 20, EPS)) < 1e-5
 
 
 @DEVICES

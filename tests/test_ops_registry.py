@@ -383,12 +383,13 @@ def test_a_wrong_choice_is_found_before_the_weights_are_read() -> None:
 
 
 def test_the_command_line_forces_by_name() -> None:
-    from dsv4.cli.generate import forced
+    from dsv4.cli.options import choices
 
-    assert forced(["rope=fused", "*=auto"]) == {"rope": "fused", "*": "auto"}
+    assert choices("covered", None) == {"*": "covered"}
+    assert choices("reference", ["rope=fused", "*=auto"]) == {"rope": "fused", "*": "auto"}
     for wrong in ("rope", "=fused", "rope="):
         with pytest.raises(ConfigError, match=r"--force; got .*wanted OP=CHOICE"):
-            forced([wrong])
+            choices("reference", [wrong])
 
 
 def test_known_choices_pass() -> None:

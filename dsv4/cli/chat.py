@@ -14,7 +14,23 @@ from dsv4.cli.chat_commands import Chat, run
 from dsv4.cli.chat_input import Lines, interactive, open_lines, read_message
 from dsv4.cli.chat_talk import Talk, load
 from dsv4.cli.chat_turn import Source, exchange
-from dsv4.cli.generate import Dtype, Kernels, Numerics, forced
+from dsv4.cli.options import (
+    Device,
+    Dialect,
+    Draft,
+    Dtype,
+    Effort,
+    Force,
+    Kernels,
+    MinP,
+    ModelName,
+    Numerics,
+    System,
+    Temperature,
+    TopK,
+    TopP,
+    choices,
+)
 from dsv4.cli.progress import byte_bar
 from dsv4.config import EngineOptions
 from dsv4.engine.request import Sampling
@@ -22,31 +38,27 @@ from dsv4.errors import DSV4Error
 
 
 def chat(
-    model: Annotated[
-        str | None, typer.Argument(help="a checkpoint's directory or ORG/NAME; without it, the embedded model")
-    ] = None,
+    model: ModelName = None,
     url: Annotated[str | None, typer.Option(help="an OpenAI-compatible server, which then runs MODEL")] = None,
     key_file: Annotated[Path | None, typer.Option(help="a file with the key for --url")] = None,
-    system: Annotated[str, typer.Option(help="a system message")] = "",
+    system: System = "",
     think: Annotated[bool | None, typer.Option("--think/--no-think", help="let the model reason first")] = None,
-    effort: Annotated[str | None, typer.Option(help="reasoning effort, by the model's own names")] = None,
+    effort: Effort = None,
     resume: Annotated[Path | None, typer.Option("--load", help="go on with a conversation that /save wrote")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="longest answer; without it, what fits")] = None,
-    temperature: Annotated[float | None, typer.Option(help="0: always the most probable token")] = None,
-    top_k: Annotated[int | None, typer.Option(help="choose among so many tokens; 0: all")] = None,
-    top_p: Annotated[float | None, typer.Option(help="choose among the head of this mass; 1: all")] = None,
-    min_p: Annotated[float | None, typer.Option(help="least probability, as a share of the largest")] = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
     seed: Annotated[int | None, typer.Option(help="the same seed gives the same answers")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no words at the start")] = False,
-    dialect: Annotated[str | None, typer.Option(help="preview, 0731, or the path of a dialect")] = None,
-    numerics: Annotated[
-        Numerics, typer.Option(help="official: round activations as the model was trained")
-    ] = "official",
-    dtype: Annotated[Dtype, typer.Option(help="how activations are stored")] = "bfloat16",
-    device: Annotated[str, typer.Option(help="where the model runs")] = "cpu",
-    kernels: Annotated[Kernels, typer.Option(help="covered: where there are any; auto: nothing else")] = "reference",
-    force: Annotated[list[str] | None, typer.Option(help="OP=CHOICE for one op; repeatable")] = None,
-    draft: Annotated[int | None, typer.Option(help="tokens to guess each step with the draft; 0: none")] = None,
+    dialect: Dialect = None,
+    numerics: Numerics = "official",
+    dtype: Dtype = "bfloat16",
+    device: Device = "cpu",
+    kernels: Kernels = "reference",
+    force: Force = None,
+    draft: Draft = None,
     max_context: Annotated[int, typer.Option(help="positions for the whole conversation")] = 4096,
 ) -> None:
     """Talk with a model; /help lists what can be said beside messages.
@@ -75,7 +87,7 @@ def chat(
             device=device,
             max_context=max_context,
             draft_tokens=draft,
-            kernels={"*": kernels, **forced(force or ())},
+            kernels=choices(kernels, force),
         )
         source, started = _local(model, options, dialect, asked, err)
     session = Chat(talk, source)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dsv4.checkpoint.hub import find_model
+from dsv4.cli.options import ModelPath
 from dsv4.cli.target import writable
 
 if TYPE_CHECKING:
@@ -19,9 +20,7 @@ if TYPE_CHECKING:
 
 
 def compare(
-    model: Annotated[
-        Path | None, typer.Argument(help="a checkpoint's directory or ORG/NAME; without it, the embedded model")
-    ] = None,
+    model: ModelPath = None,
     a: Annotated[
         str, typer.Option("--a", help="one way to run it: pure, fused, a format, chunk=64, … with commas")
     ] = "pure",

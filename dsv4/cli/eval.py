@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dsv4.checkpoint.hub import find_model
-from dsv4.cli.generate import Dtype, Numerics
+from dsv4.cli.options import Dialect, Dtype, ModelPath, Numerics
 from dsv4.cli.progress import byte_bar
 from dsv4.cli.target import writable
 from dsv4.config import EngineOptions, ModelConfig
@@ -40,9 +40,7 @@ MOST_JOBS: Final = 8
 
 
 def evaluate(
-    model: Annotated[
-        Path | None, typer.Argument(help="a checkpoint's directory or ORG/NAME; without it, the embedded model")
-    ] = None,
+    model: ModelPath = None,
     quick: Annotated[bool, typer.Option("--quick", help="few items and contexts to 2K: minutes on a CPU")] = False,
     items: Annotated[
         int | None, typer.Option(min=1, help="held-out items a row (200; 6, or 2 of long prompts, with --quick)")
@@ -56,11 +54,9 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="the same seed asks the same items")] = 0,
     json_path: Annotated[str, typer.Option("--json", help="write everything here; - for standard output")] = "",
     strict: Annotated[bool, typer.Option("--strict", help="exit with 1 if a bar that was measured is not met")] = False,
-    dialect: Annotated[str | None, typer.Option(help="preview, 0731, or the path of a dialect")] = None,
-    numerics: Annotated[
-        Numerics, typer.Option(help="official: round activations as the model was trained")
-    ] = "official",
-    dtype: Annotated[Dtype, typer.Option(help="how activations are stored")] = "bfloat16",
+    dialect: Dialect = None,
+    numerics: Numerics = "official",
+    dtype: Dtype = "bfloat16",
     device: Annotated[str, typer.Option(help="where the references run")] = "cpu",
     max_sequences: Annotated[int | None, typer.Option(help="requests side by side (16; 64 on a GPU)")] = None,
     jobs: Annotated[

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from dsv4 import settings
 from dsv4.checkpoint.hub import find_model
-from dsv4.cli.generate import Dtype, Kernels, Numerics, forced
+from dsv4.cli.options import Device, Dialect, Draft, Dtype, Force, Kernels, ModelName, Numerics, choices
 from dsv4.cli.progress import byte_bar
 from dsv4.config import EngineOptions
 from dsv4.errors import ConfigError
@@ -21,9 +21,7 @@ LOOPBACK = ("127.", "::1")
 
 
 def serve(
-    model: Annotated[
-        str | None, typer.Argument(help="a checkpoint's directory or ORG/NAME; without it, the embedded model")
-    ] = None,
+    model: ModelName = None,
     host: Annotated[str, typer.Option(help="address to listen on; 0.0.0.0 for all")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one")] = 8000,
     api_key: Annotated[str | None, typer.Option(help="what clients must show; DSV4_API_KEY hides it from ps")] = None,
@@ -38,15 +36,13 @@ def serve(
     unread: Annotated[int, typer.Option(min=1, help="tokens a client may leave unread before it has to wait")] = 1024,
     stall: Annotated[float, typer.Option(min=0.1, help="seconds after which an answer that nobody reads ends")] = 60,
     drain: Annotated[int, typer.Option(min=0, help="seconds that answers have to end after SIGTERM")] = 30,
-    dialect: Annotated[str | None, typer.Option(help="preview, 0731, or the path of a dialect")] = None,
-    numerics: Annotated[
-        Numerics, typer.Option(help="official: round activations as the model was trained")
-    ] = "official",
-    dtype: Annotated[Dtype, typer.Option(help="how activations are stored")] = "bfloat16",
-    device: Annotated[str, typer.Option(help="where the model runs")] = "cpu",
-    kernels: Annotated[Kernels, typer.Option(help="covered: where there are any; auto: nothing else")] = "reference",
-    force: Annotated[list[str] | None, typer.Option(help="OP=CHOICE for one op; repeatable")] = None,
-    draft: Annotated[int | None, typer.Option(help="tokens to guess each step with the draft; 0: none")] = None,
+    dialect: Dialect = None,
+    numerics: Numerics = "official",
+    dtype: Dtype = "bfloat16",
+    device: Device = "cpu",
+    kernels: Kernels = "reference",
+    force: Force = None,
+    draft: Draft = None,
 ) -> None:
     """Serve /v1/chat/completions and its neighbours until Ctrl-C or SIGTERM, which let running answers end."""
     options = EngineOptions(
@@ -57,7 +53,7 @@ def serve(
         max_sequences=max_sequences,
         prefill_chunk=prefill_chunk,
         draft_tokens=draft,
-        kernels={"*": kernels, **forced(force or ())},
+        kernels=choices(kernels, force),
     )
     key = api_key if api_key is not None else settings.load().api_key
     if key is not None and not (key and key.isascii() and key.isprintable() and " " not in key):

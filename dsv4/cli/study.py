@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dsv4.checkpoint.hub import find_model
+from dsv4.cli.options import ModelPath
 from dsv4.cli.progress import byte_bar
 from dsv4.cli.target import writable
 from dsv4.config import ModelConfig
@@ -36,9 +37,7 @@ def _several() -> None:
 
 @app.command()
 def formats(
-    model: Annotated[
-        Path | None, typer.Argument(help="a checkpoint's directory or ORG/NAME; without it, the embedded model")
-    ] = None,
+    model: ModelPath = None,
     formats: Annotated[
         str, typer.Option("--formats", help="only these, with commas between; wrong names list all")
     ] = "",

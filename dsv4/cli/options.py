@@ -1,0 +1,44 @@
+"""Options that several verbs have: their types, and what `--help` says of them. Defaults stand with the verbs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from dsv4.errors import ConfigError
+
+_model = typer.Argument(help="a checkpoint's directory or ORG/NAME; without it, the embedded model")
+ModelPath = Annotated[Path | None, _model]
+ModelName = Annotated[str | None, _model]  # for verbs that show the name as it was given
+
+System = Annotated[str, typer.Option(help="a system message")]
+Effort = Annotated[str | None, typer.Option(help="reasoning effort, by the model's own names")]
+Temperature = Annotated[float | None, typer.Option(help="0: always the most probable token")]
+TopK = Annotated[int | None, typer.Option(help="choose among so many tokens; 0: all")]
+TopP = Annotated[float | None, typer.Option(help="choose among the head of this mass; 1: all")]
+MinP = Annotated[float | None, typer.Option(help="least probability, as a share of the largest")]
+
+Dialect = Annotated[str | None, typer.Option(help="preview, 0731, or the path of a dialect")]
+Numerics = Annotated[
+    Literal["official", "float"], typer.Option(help="official: round activations as the model was trained")
+]
+Dtype = Annotated[Literal["bfloat16", "float32"], typer.Option(help="how activations are stored")]
+Device = Annotated[str, typer.Option(help="where the model runs")]
+Kernels = Annotated[
+    Literal["reference", "covered", "auto", "unfused"],
+    typer.Option(help="covered: where there are any; auto: nothing else"),
+]
+Force = Annotated[list[str] | None, typer.Option(help="OP=CHOICE for one op; repeatable")]
+Draft = Annotated[int | None, typer.Option(help="tokens to guess each step with the draft; 0: none")]
+
+
+def choices(kernels: str, force: Sequence[str] | None) -> dict[str, str]:
+    """`--kernels` and every `--force OP=CHOICE` as one table. ConfigError for one that is none."""
+    pairs = [(text, *text.partition("=")) for text in force or ()]
+    for text, op, _, choice in pairs:
+        if not op or not choice:
+            raise ConfigError("--force", got=repr(text), wanted="OP=CHOICE, as in rms_norm=reference")
+    return {"*": kernels, **{op: choice for _, op, _, choice in pairs}}
