@@ -40,14 +40,15 @@ lint: $(TEST_VENV)/.ready
 	$(TEST_VENV)/bin/ruff check .
 	$(TEST_VENV)/bin/mypy
 
-# On small cases: a sanitizer slows a kernel a hundredfold. --size small is what the everyday tests run as well.
+# On small cases: a sanitizer slows a kernel a hundredfold. --size small is what the everyday tests run as well. No API
+# errors: cuda-bindings asks a driver older than itself for entries that it lacks, which is no fault of a kernel.
 gpu:
 	@$(PYTHON) -c "import torch; raise SystemExit(not torch.cuda.is_available())" 2>/dev/null \
 		|| { echo "make gpu: $(PYTHON) has no torch that sees a GPU; name one that does with PYTHON=..." >&2; exit 1; }
 	@command -v $(SANITIZER) >/dev/null || { echo "make gpu: no $(SANITIZER) on the PATH; it comes with CUDA's toolkit" >&2; exit 1; }
 	$(PYTHON) -m pytest -m gpu
 	for tool in memcheck racecheck synccheck; do \
-		$(SANITIZER) --tool $$tool --error-exitcode 9 $(PYTHON) -m dsv4.cli.main check --size small --device cuda || exit; done
+		$(SANITIZER) --tool $$tool --report-api-errors no --error-exitcode 9 $(PYTHON) -m dsv4.cli.main check --size small --device cuda || exit; done
 	$(PYTHON) -m dsv4.cli.main check --device cuda
 	$(PYTHON) -m dsv4.cli.main bench ops --out $(BENCH)
 

@@ -116,9 +116,9 @@ def test_every_line_says_where_it_was_measured() -> None:
 
 
 @pytest.mark.gpu
-def test_a_gpu_times_one_token_in_a_graph_and_many_on_the_stream() -> None:
+def test_a_gpu_times_calls_in_a_graph() -> None:
     chosen = [case for case in timed("norm", "rms_norm") if "flash" in case.name]
     found = list(measure(chosen, device_for("cuda"), 3))
     assert {one.implementation for one in found} == {"fused"}
-    assert [one.timing.how.split()[0].strip(",") for one in found] == ["graph", "stream"]
+    assert all(one.timing.how.startswith("graph") for one in found)
     assert all(0 < one.timing.low <= one.timing.seconds for one in found)

@@ -108,6 +108,7 @@ def test_the_stream_is_torchs_current_one(where: Places) -> None:
     """A launch behind a long sleep on a side stream is not seen by another stream until that has passed."""
     kernel, x, y = kernels(where)["copy"], ramp(), torch.zeros(100_003, device="cuda")
     kernel.load(0)
+    assert y.sum().item() == 0  # torch loads its own kernel at its first use, and waits for all streams then
     side = torch.cuda.Stream()
     torch.cuda.synchronize()
     with torch.cuda.stream(side):

@@ -108,6 +108,7 @@ ALLOWED = Function(handle=None, threads=512, static=1024, shared=200_000)
         (Launch(1, 1), None),
         (Launch(2**31 - 1, 512, 200_000), None),
         (Launch(32, 32, cluster=16), None),
+        (Launch(6, 32, cluster=1), None),
         (Launch(2**31, 32), "grid 2147483648"),
         (Launch(-1, 32), "grid -1"),
         (Launch(1, 513), "block 513; wanted 1 to 512"),
@@ -116,7 +117,7 @@ ALLOWED = Function(handle=None, threads=512, static=1024, shared=200_000)
         (Launch(1, 32, -1), "smem -1"),
         (Launch(34, 32, cluster=17), "cluster 17"),
         (Launch(6, 32, cluster=4), "grid 6; wanted a multiple of cluster 4"),
-        (Launch(6, 32, cluster=0), "cluster 0"),
+        (Launch(6, 32, cluster=-1), "cluster -1"),
     ],
 )
 def test_a_launch_is_held_against_what_is_allowed(launch: Launch, words: str | None) -> None:
@@ -154,6 +155,7 @@ SCENES = {
     "pdl": "work(8, 32, 1, 1, x, 1, y, pdl=True)",
     "cooperative": "work(8, 32, 1, 1, x, 1, y, cooperative=True)",
     "cluster": "work(8, 32, 1, 1, x, 1, y, cluster=4)",
+    "alone": "work(8, 32, 1, 1, x, 1, y, cluster=1)",
     "both": "work(8, 32, 1, 1, x, 1, y, cluster=4, pdl=True)",
     "little": "work(8, 32, 1, 1, x, 1, y, smem=48128)",
     "much": "work(8, 32, 1, 1, x, 1, y, smem=48129)",
@@ -209,6 +211,7 @@ def test_the_driver_gets_grid_block_stream_and_arguments(noted: Noted) -> None:
         ("pdl", ["grid 8 1 1 block 32 1 1 shared 0 stream 0x1000 attribute 6=1"]),
         ("cooperative", ["grid 8 1 1 block 32 1 1 shared 0 stream 0x1000 attribute 2=1"]),
         ("cluster", ["grid 8 1 1 block 32 1 1 shared 0 stream 0x1000 attribute 4=4"]),
+        ("alone", ["grid 8 1 1 block 32 1 1 shared 0 stream 0x1000 attribute 4=1"]),
         ("both", ["grid 8 1 1 block 32 1 1 shared 0 stream 0x1000 attribute 4=4 attribute 6=1"]),
         ("little", ["grid 8 1 1 block 32 1 1 shared 48128 stream 0x1000"]),  # and 1 KiB of its own: all unasked
         ("much", ["set 8 to 48129", "grid 8 1 1 block 32 1 1 shared 48129 stream 0x1000"]),

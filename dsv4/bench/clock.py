@@ -24,7 +24,7 @@ class Timing(NamedTuple):
 
 
 def in_graph(calls: Sequence[Call], samples: int = SAMPLES) -> Timing:
-    """Calls one after another in a CUDA graph, as a decoded token runs them; each sample is one replay of them all."""
+    """Calls one after another in a CUDA graph; each sample is one replay of them all."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

@@ -1,8 +1,8 @@
 """`dsv4 bench ops`: the timed cases of the contract through every implementation, one line of JSON for each.
 
-A case of one token runs in a CUDA graph over as many sets of arguments as overflow the L2 cache, for a layer's weights
-are cold when it begins. A case of thousands of tokens runs on the stream. The floor of both is the time in which the
-same machine, in the same run, copies as many bytes as the op has to read and write.
+A case runs in a CUDA graph over as many sets of arguments as overflow the L2 cache, for a layer's weights are cold when
+it begins. (Launched one by one, thousands of rows take the GPU less time than Python.) The floor is the time in which
+the same machine, in the same run, copies as many bytes as the op has to read and write.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ import torch
 from torch import Tensor
 
 from dsv4 import __version__
-from dsv4.bench.clock import SAMPLES, Call, Timing, copy_bandwidth, in_graph, in_stream, on_cpu
+from dsv4.bench.clock import SAMPLES, Call, Timing, copy_bandwidth, in_graph, on_cpu
 from dsv4.check.cases import cases
 from dsv4.check.contract import Arguments, Case, Run, placed
 from dsv4.check.fences import transform
 from dsv4.check.verify import implementations, prepare
 from dsv4.ops.op import pure
 
-GRAPHED: Final = 64  # tokens up to which a case runs in a graph
-_CALLS: Final = 64  # of a graph, at least
+FEW: Final = 64  # tokens up to which a call takes microseconds
+_CALLS: Final = {True: 64, False: 8}  # of a graph, at least: of few tokens, and of more
 _MOST_COPIES: Final = 64
 
 
@@ -107,9 +107,7 @@ def _timing(case: Case, run: Run, given: Arguments, samples: int) -> Timing:
     with torch.no_grad():
         sets = _sets(given, torch.cuda.get_device_properties(device).L2_cache_size)
         calls: list[Call] = [partial(run, *one) for one in sets]
-        if tokens > GRAPHED:
-            return in_stream(calls, samples)
-        return in_graph(calls * -(-_CALLS // len(calls)), samples)
+        return in_graph(calls * -(-_CALLS[tokens <= FEW] // len(calls)), samples)
 
 
 def _sets(given: Arguments, cache: int) -> list[Arguments]:

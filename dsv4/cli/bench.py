@@ -35,7 +35,7 @@ def ops(
     samples: Annotated[int, typer.Option(min=1, help="how often each is measured")] = 30,
     out: Annotated[Path | None, typer.Option(help="append a line of JSON for each to this file")] = None,
 ) -> None:
-    """Time ops at the sizes of Flash and Pro: one token in a CUDA graph, 8,192 rows on the stream.
+    """Time ops at the sizes of Flash and Pro, one token and 8,192 rows, in a CUDA graph.
 
     The floor is the time in which this machine, in the same run, copies as many bytes as the op reads and writes.
     """

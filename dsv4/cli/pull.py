@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -17,6 +18,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 
 from dsv4.checkpoint import hub
+
+_MOST_FILES = 1 << 16  # that are looked at: the limit may be a thousand million, and numbers are given from the lowest
 
 
 def pull(name: Annotated[str, typer.Argument(help="ORG/NAME or ORG/NAME@REVISION", metavar="ORG/NAME")]) -> None:
@@ -56,13 +59,21 @@ def pull(name: Annotated[str, typer.Argument(help="ORG/NAME or ORG/NAME@REVISION
 def _drop_parts() -> None:
     """Remove the parts of files that this process has open, where the system shows it: nobody can go on with them.
 
-    The library names a part anew each time, so that two processes never write to the same.
+    The library names a part anew each time, so that two processes never write to the same. Its threads go on while
+    this one looks: from here on they can open nothing. The second look is for what one of them was just opening.
     """
-    for link in Path("/proc/self/fd").glob("*"):
-        with suppress(OSError):
-            target = Path(os.readlink(link))
-            if target.suffix == ".incomplete":
-                target.unlink()
+    with suppress(ImportError):  # Windows has no such limits, and does not show what is open either
+        import resource
+
+        most, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        for _ in range(2):
+            for number in range(min(most, _MOST_FILES)):
+                with suppress(OSError):
+                    target = Path(os.readlink(f"/proc/self/fd/{number}"))
+                    if target.suffix == ".incomplete":
+                        target.unlink()
+            time.sleep(0.05)
 
 
 def _hush(bars: bool) -> None:

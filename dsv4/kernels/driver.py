@@ -142,7 +142,7 @@ def configuration(grid: int, block: int, shared: int, cluster: int, pdl: bool, c
 def _attributes(cluster: int, pdl: bool, cooperative: bool) -> list[Any]:
     bindings = driver()
     kinds, found = bindings.CUlaunchAttributeID, []
-    if cluster > 1:
+    if cluster:
         size = bindings.CUlaunchAttribute()
         size.id = kinds.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
         size.value.clusterDim.x, size.value.clusterDim.y, size.value.clusterDim.z = cluster, 1, 1

@@ -38,6 +38,9 @@ _LARGEST_CLUSTER: Final = 16
 class Launch(NamedTuple):
     """What one launch asks for: blocks on x, threads of a block, dynamic shared memory in bytes, blocks of a cluster.
 
+    cluster: 0 for none. A kernel that stores into the memory of its cluster needs one, be it of one block: outside of
+    clusters the instruction is illegal.
+
     pdl: it may start before the kernel in front of it ends (programmatic dependent launch), so the kernel has to
     `griddepcontrol.wait` before it reads anything that an earlier one wrote. cooperative: all blocks are on the device
     at once, or the driver refuses.
@@ -46,7 +49,7 @@ class Launch(NamedTuple):
     grid: int
     block: int
     smem: int = 0
-    cluster: int = 1
+    cluster: int = 0
     pdl: bool = False
     cooperative: bool = False
 
@@ -59,8 +62,8 @@ def unfit(launch: Launch, function: driver.Function) -> str | None:
         (0 < grid <= _LARGEST_GRID, f"got grid {grid}; wanted 1 to {_LARGEST_GRID}"),
         (0 < block <= function.threads, f"got block {block}; wanted 1 to {function.threads}"),
         (0 <= smem <= room, f"got smem {smem}; wanted at most {room} beside {static} static bytes"),
-        (0 < cluster <= _LARGEST_CLUSTER, f"got cluster {cluster}; wanted 1 to {_LARGEST_CLUSTER}"),
-        (cluster > 0 and grid % cluster == 0, f"got grid {grid}; wanted a multiple of cluster {cluster}"),
+        (0 <= cluster <= _LARGEST_CLUSTER, f"got cluster {cluster}; wanted at most {_LARGEST_CLUSTER}"),
+        (grid % max(cluster, 1) == 0, f"got grid {grid}; wanted a multiple of cluster {cluster}"),
     )
     return next((why for holds, why in rules if not holds), None)
 
@@ -117,7 +120,7 @@ class Kernel:
         block: int,
         *arguments: Tensor | int | float | None,
         smem: int = 0,
-        cluster: int = 1,
+        cluster: int = 0,
         pdl: bool = False,
         cooperative: bool = False,
     ) -> None:
