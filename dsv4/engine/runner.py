@@ -28,6 +28,8 @@ class Runner:
 
     def run(self, work: Sequence[Work]) -> list[Ran]:
         """Run a step; the cache then holds every token of it, drafts included."""
+        for item in work:
+            self.store.assign(item.request.slot, item.request.pages)
         segments = [Segment(w.request.slot, w.start, w.tokens) for w in work]
         streams = self.model(self.model.batch(segments), self.store).streams
         rows: list[int] = []
