@@ -152,8 +152,22 @@ def _engine(
     drafter = None
     if guesses:
         drafter = Drafter(Mtp(config, weights, options, runner.model), runner.store.layers[-1], guesses)
+    if torch.device(options.device).type == "cuda":
+        _rehearse(runner, options)
     words = (tokenizer.eos_id, tokenizer.role_ids, tokenizer.stream)
     return Engine(runner, options.prefill_chunk, *words, drafter, options.choices, options.turn)
+
+
+def _rehearse(runner: Runner, options: EngineOptions) -> None:
+    """Have the device find memory for the largest step, or refuse before anybody was promised anything."""
+    try:
+        runner.rehearse(options.prefill_chunk, options.draft_slack)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            "the largest step does not fit into memory beside weights and cache",
+            got=f"{options.prefill_chunk} tokens of prompts and {options.max_sequences} sequences",
+            do="lower --prefill-chunk, --max-context, --max-sequences or --cache-tokens",
+        ) from error
 
 
 def _install(options: EngineOptions) -> None:

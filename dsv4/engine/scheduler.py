@@ -5,8 +5,8 @@ page: what runs never lacks memory. Admission is in order of arrival; who does n
 
 Who waits may take the place of others. A request on hold gives way at once. A request that runs gives way to one that
 has waited `turn` steps, after `turn` steps of its own in which it came further than ever before; the longest goes
-first, and then waits behind all others. So the n-th in the queue is admitted after at most n + 1 turns (a turn is
-longer where that many steps do not bring a request further), and no request is turned out for ever.
+first, and then waits behind all others. So the n-th in the queue is admitted after at most n times `turn` + 1 steps (a
+turn is longer where so few steps do not bring a request further), and every request comes to its end.
 
 Being turned out is like ending: the state is kept for whoever goes on with the same tokens, if nobody needs the room,
 and is read again otherwise.
