@@ -308,6 +308,10 @@ def _quantization_dict(q: Quantization) -> dict[str, Any]:
 class EngineOptions:
     """What was asked. `max_context` counts positions per sequence; `draft_slack` tokens can be rewound.
 
+    `cache_tokens`: tokens of compressed rows over all sequences; None: as many as `max_sequences` can come to.
+    `reuse_points`: states that are kept for prompts that begin as an earlier one did; 0: none.
+    `turn`: steps that a request keeps its slot while others wait for one.
+
     `draft_tokens`: guesses a step, where the checkpoint has a draft; None: as many as pay.
     `kernels`: what ops run as, a choice of `ops/op.py` for all of them or one for each by name ("*": all others).
     """
@@ -320,6 +324,9 @@ class EngineOptions:
     prefill_chunk: int = 512
     draft_slack: int = 8
     draft_tokens: int | None = None
+    cache_tokens: int | None = None
+    reuse_points: int = 64
+    turn: int = 512
     kernels: str | Mapping[str, str] = dataclasses.field(default="reference", hash=False)  # a dict has no hash
 
     @property
@@ -332,7 +339,15 @@ class EngineOptions:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(name, got=shown(getattr(self, name)), wanted=" or ".join(allowed))
-        for name, low in {"max_context": 1, "max_sequences": 1, "prefill_chunk": 1, "draft_slack": 0}.items():
+        lows = {
+            "max_context": 1,
+            "max_sequences": 1,
+            "prefill_chunk": 1,
+            "draft_slack": 0,
+            "reuse_points": 0,
+            "turn": 1,
+        }
+        for name, low in lows.items():
             if getattr(self, name) < low:
                 raise ConfigError(name, got=getattr(self, name), wanted=f"at least {low}")
         if self.draft_tokens is not None and not 0 <= self.draft_tokens <= self.draft_slack:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from dsv4 import kernels, settings
-from dsv4.cache.layout import cache_bytes
+from dsv4.cache.layout import cache_bytes, page_count, page_tokens
 from dsv4.cache.store import Store
 from dsv4.chat.dialect import Dialect
 from dsv4.chat.encode import Prompt, encode_messages
@@ -148,12 +148,26 @@ class LLM:
 def _engine(
     config: ModelConfig, weights: Mapping[str, Weight], options: EngineOptions, tokenizer: Tokenizer, guesses: int
 ) -> Engine:
-    runner = Runner(Model(config, weights, options), Store(config, options))
+    runner = Runner(Model(config, weights, options), Store(config, options, options.reuse_points))
     drafter = None
     if guesses:
         drafter = Drafter(Mtp(config, weights, options, runner.model), runner.store.layers[-1], guesses)
+    if torch.device(options.device).type == "cuda":
+        _rehearse(runner, options)
     words = (tokenizer.eos_id, tokenizer.role_ids, tokenizer.stream)
-    return Engine(runner, options.prefill_chunk, *words, drafter, options.choices)
+    return Engine(runner, options.prefill_chunk, *words, drafter, options.choices, options.turn)
+
+
+def _rehearse(runner: Runner, options: EngineOptions) -> None:
+    """Have the device find memory for the largest step, or refuse before anybody was promised anything."""
+    try:
+        runner.rehearse(options.prefill_chunk, options.draft_slack)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            "the largest step does not fit into memory beside weights and cache",
+            got=f"{options.prefill_chunk} tokens of prompts and {options.max_sequences} sequences",
+            do="lower --prefill-chunk, --max-context, --max-sequences or --cache-tokens",
+        ) from error
 
 
 def _install(options: EngineOptions) -> None:
@@ -183,12 +197,20 @@ def _facts(
     facts = (
         ("model", str(directory)),
         ("weights", f"linears {linear}, experts {experts}, {ledger.nbytes / 1e6:,.1f} MB"),
-        ("cache", f"{cache_bytes(config, options) / 1e6:,.1f} MB"),
+        ("cache", _cache(config, options)),
         ("draft", f"{config.draft}, {guesses} tokens a step" if guesses else "not used"),
         ("threads", str(torch.get_num_threads())),
         ("kernels", _kernels(options)),
     )
     return (*facts, ("unknown", ", ".join(config.unknown))) if config.unknown else facts
+
+
+def _cache(config: ModelConfig, options: EngineOptions) -> str:
+    tokens = page_count(config, options) * page_tokens(config)
+    points = f"{options.reuse_points} points to go on from" if options.reuse_points else "no prefix is reused"
+    return (
+        f"{tokens:,} tokens in pages of {page_tokens(config)}, {points}, {cache_bytes(config, options) / 1e6:,.1f} MB"
+    )
 
 
 def _recommended(given: object, source: str) -> Sampling:
@@ -217,6 +239,13 @@ def _fitted(options: EngineOptions, config: ModelConfig) -> EngineOptions:
         options = replace(options, max_context=min(options.max_context, limit))
     if options.max_context > limit:
         raise ConfigError("max_context (--max-context)", got=options.max_context, wanted=f"at most the model's {limit}")
+    if options.cache_tokens is not None and options.cache_tokens < options.max_context:
+        raise ConfigError(
+            "cache_tokens (--cache-tokens)",
+            got=options.cache_tokens,
+            wanted=f"at least the {options.max_context} of one request's context",
+            do="raise it or lower --max-context",
+        )
     if options.draft_tokens and config.draft != "mtp":
         got = f"{options.draft_tokens} for a draft of kind {config.draft or 'none'}"
         raise ConfigError("draft_tokens (--draft)", got=got, wanted="0: only the one-layer draft is driven so far")

@@ -20,6 +20,7 @@ from dsv4.engine.speculate import Confirmed
 from tests.synthetic import crc
 
 EOS, ROLE, VOCABULARY = 1, 2, 128
+PAGE = 8
 GREEDY = Sampling(temperature=0, max_tokens=20)
 
 
@@ -41,24 +42,77 @@ class Letters:
 class Arithmetic:
     """A runner whose next token is a function of all tokens so far, and which checks what it is asked to run."""
 
-    def __init__(self, answer: Sequence[int] | None = None, slots: int = 2, capacity: int = 64) -> None:
+    def __init__(
+        self,
+        answer: Sequence[int] | None = None,
+        slots: int = 2,
+        capacity: int = 64,
+        pages: int | None = None,
+        points: int = 5,
+    ) -> None:
+        """A cache of `pages` pages (None: enough for all slots) of PAGE tokens, and `points` states."""
+        count = slots * -(-capacity // PAGE) if pages is None else pages
         self.store = SimpleNamespace(
-            lengths=[0] * slots, capacity=capacity, reset=lambda slot: self.rewind(slot, 0), rewind=self.rewind
+            lengths=[0] * slots,
+            capacity=capacity,
+            page=PAGE,
+            page_count=count,
+            points=points,
+            reset=self.reset,
+            assign=self.assign,
+            keep=self.keep,
+            restore=self.restore,
+            rewind=self.rewind,
         )
+        self.tables: list[tuple[int, ...]] = [()] * slots
+        self.pages: list[list[int]] = [[] for _ in range(count)]  # what was last written into each
+        self.kept: dict[int, list[int]] = {}
         self.model = SimpleNamespace(config=SimpleNamespace(vocab_size=VOCABULARY))
         self.answer, self.slots, self.steps = answer, [[] for _ in range(slots)], []  # type: ignore[var-annotated]
 
     def rewind(self, slot: int, mark: int) -> None:
         del self.slots[slot][mark:]
 
+    def reset(self, slot: int, length: int) -> None:
+        self.slots[slot] = [-1] * length
+
+    def assign(self, slot: int, pages: Sequence[int]) -> None:
+        self.tables[slot] = tuple(pages)
+
+    def keep(self, point: int, slot: int, length: int) -> None:
+        self.kept[point] = self.slots[slot][:length]
+
+    def restore(self, point: int, slot: int, length: int) -> None:
+        """The state is that of the tokens that the pages hold, and what is no full page comes with it."""
+        self.slots[slot] = list(self.kept[point])
+        assert len(self.slots[slot]) == length
+        self._write(slot, length // PAGE * PAGE)
+        self._check(slot)
+
+    def _write(self, slot: int, start: int) -> None:
+        seen = self.slots[slot]
+        for first in range(start // PAGE * PAGE, len(seen), PAGE):
+            self.pages[self.tables[slot][first // PAGE]] = seen[first : first + PAGE]
+
+    def _check(self, slot: int) -> None:
+        """Nobody else has written into the pages of this slot."""
+        seen = self.slots[slot]
+        for number, first in enumerate(range(0, len(seen), PAGE)):
+            held = self.pages[self.tables[slot][number]]
+            assert held[: len(seen) - first] == seen[first : first + PAGE]
+
     def run(self, work: Sequence[Work]) -> list[Ran]:
+        for w in work:
+            self.assign(w.request.slot, w.request.pages)
         self.steps.append([(w.request.number, w.end - w.start) for w in work])
         return [self._one(item) for item in work]
 
     def _one(self, item: Work) -> Ran:
         request, seen = item.request, self.slots[item.request.slot]
         assert len(seen) == item.start
+        self._check(request.slot)
         seen += item.tokens
+        self._write(request.slot, item.start)
         assert seen == [*request.prompt, *request.output, *item.draft][: item.end + len(item.draft)]
         assert len(seen) <= self.store.capacity
         ends = range(item.end, item.end + len(item.draft) + 1) if item.sample else ()
@@ -83,7 +137,7 @@ class Guesses:
             request = one.request
             assert one.end == request.done <= request.length - 1 or one.end < len(request.prompt)
             if one.end == request.length - 1:
-                request.draft = tuple(self._guess(request))
+                request.draft = tuple(self._guess(request))[: request.limit - request.length - 1]
 
     def _guess(self, request: Request) -> Iterator[int]:
         seen, right = [*request.prompt, *request.output], self.draw.randint(0, self.count)
@@ -93,8 +147,8 @@ class Guesses:
             yield seen[-1]
 
 
-def engine(runner: Arithmetic, chunk: int = 8, drafter: Guesses | None = None) -> Engine:
-    return Engine(runner, chunk, EOS, {ROLE, 3}, Letters, drafter)  # type: ignore[arg-type]
+def engine(runner: Arithmetic, chunk: int = 8, drafter: Guesses | None = None, turn: int = 512) -> Engine:
+    return Engine(runner, chunk, EOS, {ROLE, 3}, Letters, drafter, turn=turn)  # type: ignore[arg-type]
 
 
 def finish(made: Engine) -> dict[int, list[Delta]]:

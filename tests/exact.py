@@ -30,6 +30,14 @@ def same(left: Tensor, right: Tensor) -> bool:
     return torch.equal(left.contiguous().view(torch.uint8), right.contiguous().view(torch.uint8))
 
 
+def poisoned(store: Store) -> Store:
+    """The same, every number of it NaN."""
+    for layer in store.layers:
+        for tensor in layer.tensors():
+            tensor.fill_(float("nan"))
+    return store
+
+
 @dataclass(repr=False)
 class Rig:
     """A model in official numerics, a random prompt and its run in one piece."""
@@ -51,13 +59,9 @@ class Rig:
     def random_ids(self, count: int, seed: int) -> list[int]:
         return random.Random(seed).choices(range(self.config.vocab_size), k=count)
 
-    def store(self, **changes: int) -> Store:
+    def store(self, points: int = 0, **changes: int) -> Store:
         """A store in which every number that was never written is NaN. `changes`: other options than OPTIONS."""
-        store = Store(self.config, replace(OPTIONS, **changes))
-        for layer in store.layers:
-            for tensor in (layer.kv, layer.keys, layer.tail, layer.key_tail):
-                tensor.fill_(float("nan"))
-        return store
+        return poisoned(Store(self.config, replace(OPTIONS, **changes), points))
 
     def run(self, store: Store, *parts: tuple[int, Sequence[int]]) -> list[Tensor]:
         """One step that adds ids to slots: the streams [n, M, d] of each part."""
@@ -109,8 +113,9 @@ def _layer_state(layer: LayerStore, slot: int, length: int) -> Iterator[tuple[st
     yield "window", layer.kv[layout.window_rows(here, window)]
     if layout.ratio:
         entries = torch.arange(length // layout.ratio)
-        yield "entries", layer.kv[layout.entry_rows(here, entries)]
-        yield "keys", layer.keys[layout.key_rows(here, entries)] if layout.indexed else torch.zeros(0)
+        pages = layer.table[slot, entries // layout.entries]
+        yield "entries", layer.kv[layout.entry_rows(pages, entries)]
+        yield "keys", layer.keys[layout.key_rows(pages, entries)] if layout.indexed else torch.zeros(0)
         first = (length // layout.ratio - layout.indexed) * layout.ratio  # overlapped: the block before it, too
         open_tokens = torch.arange(max(0, first), length)
         yield "tail", layer.tail[layout.tail_rows(here, open_tokens)]

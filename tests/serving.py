@@ -102,7 +102,8 @@ def changed(llm: LLM, change: Callable[[Work, torch.Tensor], torch.Tensor]) -> I
 def dictated(llm: LLM, text: str) -> Iterator[list[int]]:
     """Inside the block every answer is this text, control tokens written in it included, and the end of sentence.
 
-    The model itself does not run, which saves time; so `llm` must be loaded without a draft.
+    The model itself does not run, which saves time; so `llm` must be loaded without a draft, and without points to go
+    on from.
     """
     ids = [*llm.tokenizer.encode_raw(text), llm.tokenizer.eos_id]
     runner = llm.engine._runner

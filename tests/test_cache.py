@@ -10,10 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsv4.cache.layout import cache_bytes, layouts, reach
+from dsv4.cache.layout import cache_bytes, layouts, page_count, page_tokens, reach
 from dsv4.cache.store import Store
 from dsv4.config import EngineOptions, ModelConfig
 from dsv4.errors import RequestError
+from tests.micro import micro_config
 
 NAMES = ["tiny-pro", "tiny-flash-0731", "flash", "pro-0813"]
 
@@ -25,22 +26,39 @@ def options(**asked: Any) -> EngineOptions:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("name", NAMES)
 def test_the_counted_bytes_are_those_of_the_tensors(name: str, dtype: str) -> None:
-    config, asked = ModelConfig.named(name), options(dtype=dtype, max_sequences=3)
-    tensors = [t for layer in Store(config, asked).layers for t in (layer.kv, layer.keys, layer.tail, layer.key_tail)]
+    config, asked = ModelConfig.named(name), options(dtype=dtype, max_sequences=3, reuse_points=2, cache_tokens=300)
+    tensors = [t for layer in Store(config, asked, points=2).layers for t in layer.tensors()]
     assert cache_bytes(config, asked) == sum(t.nbytes for t in tensors)
     assert {t.dtype for t in tensors} == {getattr(torch, dtype), torch.float32}
 
 
 def test_bytes_of_one_sequence_of_flash_by_hand() -> None:
-    """Window 128 + chunk 64; rows of 512 BF16; keys of 128; compressor rings of 8 + 64 and 128 + 64 FP32 rows."""
+    """Window 128 + chunk 64; rows of 512 BF16; keys of 128; compressor rings of 8 + 64 and 128 + 64 FP32 rows.
+
+    The draft's window has 8 rows more. A state: a window, a page of 32 entries and keys or of one entry, 8 or 128 rows.
+    """
     config = ModelConfig.named("flash")
     ratios = [*config.layer_ratios, 0]
-    window = 192 * 512 * 2
+    window, row = 192 * 512 * 2, 512 * 2
     four = window + 64 * (512 + 128) * 2 + 72 * 2 * (1024 + 256) * 4
-    plain = window + 2 * 512 * 2 + 192 * 2 * 512 * 4
-    wanted = sum({0: window, 4: four, 128: plain}[ratio] for ratio in ratios)
-    assert cache_bytes(config, options()) == wanted
+    plain = window + 2 * row + 192 * 2 * 512 * 4
+    wanted = sum({0: window, 4: four, 128: plain}[ratio] for ratio in ratios) + 8 * row
+    assert cache_bytes(config, options(reuse_points=0)) == wanted
     assert (ratios.count(0), ratios.count(4), ratios.count(128)) == (3, 21, 20)
+    four, plain = 32 * (512 + 128) * 2 + 8 * 2 * (1024 + 256) * 4, row + 128 * 2 * 512 * 4
+    state = 44 * 128 * row + 21 * four + 20 * plain
+    assert cache_bytes(config, options(reuse_points=3)) == wanted + 3 * state
+
+
+@pytest.mark.parametrize(("context", "asked", "pages"), [(256, None, 6), (257, None, 9), (256, 256, 2), (256, 300, 3)])
+def test_pages_are_enough_for_what_was_asked(context: int, asked: int | None, pages: int) -> None:
+    made = options(max_sequences=3, max_context=context, cache_tokens=asked)
+    assert page_count(ModelConfig.named("tiny-pro"), made) == pages
+
+
+def test_a_page_holds_whole_entries_of_every_layer() -> None:
+    assert page_tokens(ModelConfig.named("flash")) == 128
+    assert page_tokens(micro_config(compress_ratios=[6, 4, 0])) == 384
 
 
 def test_there_is_a_layout_for_every_layer_and_a_window_for_every_draft() -> None:
@@ -48,7 +66,7 @@ def test_there_is_a_layout_for_every_layer_and_a_window_for_every_draft() -> Non
     found = layouts(config, options())
     assert [one.ratio for one in found] == [*config.layer_ratios, 0, 0, 0]
     assert [one.indexed for one in found] == [one.ratio == 4 for one in found]
-    assert all(one.entries == (256 // one.ratio if one.ratio else 0) for one in found)
+    assert all(one.pages * one.entries == (256 // one.ratio if one.ratio else 0) for one in found)
 
 
 @pytest.mark.parametrize(
@@ -70,20 +88,18 @@ def test_rings_hold_a_window_and_what_may_be_taken_back(chunk: int, slack: int, 
 
 
 def test_no_two_things_share_a_row() -> None:
-    """Window positions of one ring's length and entries, of all slots."""
-    asked = options(max_sequences=3)
+    """Window positions of one ring's length, of all slots, and entries of all pages."""
+    asked = options(max_sequences=3, cache_tokens=512)
     for one in layouts(ModelConfig.named("tiny-pro"), asked):
-        slots = torch.arange(3).unsqueeze(1)
-        window = one.window_rows(slots, torch.arange(1000, 1000 + one.window)).flatten().tolist()
-        entries = one.entry_rows(slots, torch.arange(one.entries)).flatten().tolist()
-        assert sorted(window + entries) == list(range(3 * (one.window + one.entries)))
-        if one.indexed:
-            assert sorted(one.key_rows(slots, torch.arange(one.entries)).flatten().tolist()) == list(
-                range(3 * one.entries)
-            )
+        slots, pages, entries = torch.arange(3).unsqueeze(1), torch.arange(4).unsqueeze(1), torch.arange(one.entries)
+        rows = one.window_rows(slots, torch.arange(1000, 1000 + one.window)).flatten().tolist()
         if one.ratio:
+            rows += one.entry_rows(pages, 5 * one.entries + entries).flatten().tolist()
+            keys = one.key_rows(pages, 3 * one.entries + entries).flatten().tolist()
+            assert sorted(keys) == list(range(4 * one.entries))
             tail = one.tail_rows(slots, torch.arange(77, 77 + one.tail)).flatten().tolist()
             assert sorted(tail) == list(range(3 * one.tail))
+        assert sorted(rows) == list(range(one.rows))
 
 
 # --- how far each sequence has come ----------------------------------------------------------------------------------

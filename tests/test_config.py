@@ -259,6 +259,10 @@ def test_options_are_checked_and_resolved_ones_print() -> None:
         EngineOptions(numerics="fast")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="max_context"):
         EngineOptions(max_context=0)
+    with pytest.raises(ConfigError, match="reuse_points; got -1; wanted at least 0"):
+        EngineOptions(reuse_points=-1)
+    with pytest.raises(ConfigError, match="turn"):
+        EngineOptions(turn=0)
     lines = Resolved(ModelConfig.load(PICO), EngineOptions(), (("model", "pico"),)).lines()
     assert lines[0].split() == ["model", "pico"]
     assert any("4 (1 window, 2 ratio 4 with indexer, 1 ratio 128), draft mtp" in line for line in lines)

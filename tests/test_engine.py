@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dsv4.cache.pages import Pages
 from dsv4.engine.request import Request, Sampling
 from dsv4.engine.scheduler import Scheduler
 from dsv4.engine.stop import StopText, finish_reason
@@ -139,8 +140,13 @@ def request(number: int, prompt: int, output: int = 5) -> Request:
     return Request(number, (9,) * prompt, asked, limit=limit, text=Letters(), stop_text=StopText(()))
 
 
+def scheduler_of(slots: int, chunk: int) -> Scheduler:
+    """With memory for all."""
+    return Scheduler(slots, chunk, Pages(100, 8), turn=512)
+
+
 def test_slots_are_given_in_order_of_arrival_and_reused() -> None:
-    scheduler = Scheduler(2, 8)
+    scheduler = scheduler_of(2, 8)
     made = [request(n, 3) for n in range(4)]
     for one in made:
         scheduler.add(one)
@@ -153,7 +159,7 @@ def test_slots_are_given_in_order_of_arrival_and_reused() -> None:
 
 
 def test_decodes_come_first_and_prompts_share_the_rest_oldest_first() -> None:
-    scheduler = Scheduler(4, 8)
+    scheduler = scheduler_of(4, 8)
     made = [request(0, 20), request(1, 2), request(2, 30), request(3, 5)]
     for one in made:
         scheduler.add(one)
@@ -212,7 +218,7 @@ def test_drafts_change_no_answer(asked: list[tuple[int, int]], count: int, chunk
 
 
 def test_a_prompt_moves_on_beside_more_decodes_than_a_chunk_holds() -> None:
-    scheduler = Scheduler(4, 2)
+    scheduler = scheduler_of(4, 2)
     made = [request(n, 3) for n in range(4)]
     for one in made:
         scheduler.add(one)

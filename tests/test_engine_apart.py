@@ -179,9 +179,11 @@ def test_a_held_request_can_be_cancelled_and_an_idle_engine_is_stalled() -> None
     assert made.stalled
     first, second = made.add([50], GREEDY), made.add([51], GREEDY)
     made.hold(first, True)
-    assert not made.stalled  # it has no slot yet, and there is one
-    assert (made.step(), made.stalled, made.waiting) == ([], True, 1)
+    made.hold(second, True)
+    assert (made.step(), made.stalled, made.waiting) == ([], True, 2)
     made.hold(77, True)
+    made.hold(second, False)
+    assert not made.stalled
     made.cancel(first)
     assert list(finish(made)) == [second]
     assert made.stalled

@@ -41,7 +41,7 @@ ARGUMENTS = ['{"city": "Paris"}', '{"city": "Rome", "days": [1, 2]}']
 
 @pytest.fixture(scope="module")
 def llm() -> LLM:
-    return LLM.load(options=EngineOptions(max_sequences=2, max_context=1024, draft_tokens=0))
+    return LLM.load(options=EngineOptions(max_sequences=2, max_context=1024, draft_tokens=0, reuse_points=0))
 
 
 @pytest.fixture(scope="module")

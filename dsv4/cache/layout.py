@@ -1,8 +1,9 @@
-"""How many rows of what each layer keeps for one sequence, from the configuration alone. Imports no torch."""
+"""How many rows of what each layer keeps, and where: from the configuration alone. Imports no torch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from dsv4.config import EngineOptions, ModelConfig
@@ -11,44 +12,49 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 OVERLAPPED = 4
+PAGE = 128  # tokens a page: whole entries of every ratio that was released
 
 
 @dataclass(frozen=True)
 class LayerLayout:
-    """Rows per sequence of one layer. Position p of a ring of n rows lives in row p mod n.
+    """Rows of one layer: rings of each sequence, then pages that sequences share.
 
-    `window` and `tail` are rings long enough that a chunk can be written before it is read, and that the last
-    `EngineOptions.draft_slack` tokens (or one chunk, if that is more) can be taken back.
+    Position p of a ring of n rows lies in row p mod n. `window` and `tail` are rings long enough that a chunk can be
+    written before it is read, and that the last `EngineOptions.draft_slack` tokens (or one chunk, if that is more) can
+    be taken back. Compressed entry e of a sequence lies in page e // entries of its row in the table of pages.
     """
 
     ratio: int  # 0: window alone
     span: int  # positions that a token sees in the window, its own included
     window: int  # rows of the window ring
-    entries: int  # compressed rows
+    block: int  # positions whose terms an entry is pooled from
     tail: int  # rows of the compressor's ring
     width: int  # head_dim
     tail_width: int  # channels of values (and of scores) in a row of the tail
     key_width: int  # index_head_dim where there is an indexer, else 0
     key_tail_width: int
+    slots: int  # sequences at once
+    pages: int
+    entries: int  # compressed rows a page
 
     @property
-    def stride(self) -> int:
-        """Rows of `kv` of one slot: the window ring, then the entries."""
-        return self.window + self.entries
+    def rows(self) -> int:
+        """Rows of `kv`: the window rings of all slots, then the pages."""
+        return self.slots * self.window + self.pages * self.entries
 
-    def window_rows(self, slots: Tensor, positions: Tensor) -> Tensor:
+    def window_rows(self, slots: Tensor | int, positions: Tensor) -> Tensor:
         """Rows of `kv` that hold the window vectors of these positions. Shapes broadcast, here and below."""
-        return slots * self.stride + positions % self.window
+        return slots * self.window + positions % self.window
 
-    def entry_rows(self, slots: Tensor, entries: Tensor | int) -> Tensor:
-        """Rows of `kv` that hold these compressed entries."""
-        return slots * self.stride + (self.window + entries)
+    def entry_rows(self, pages: Tensor | int, entries: Tensor) -> Tensor:
+        """Rows of `kv` that hold these compressed entries, of which each lies in the page given for it."""
+        return self.slots * self.window + self.key_rows(pages, entries)
 
-    def key_rows(self, slots: Tensor, entries: Tensor) -> Tensor:
+    def key_rows(self, pages: Tensor | int, entries: Tensor) -> Tensor:
         """Rows of `keys` of these entries."""
-        return slots * self.entries + entries
+        return pages * self.entries + entries % self.entries
 
-    def tail_rows(self, slots: Tensor, positions: Tensor) -> Tensor:
+    def tail_rows(self, slots: Tensor | int, positions: Tensor) -> Tensor:
         """Rows of `tail` and `key_tail` of these positions."""
         return slots * self.tail + positions % self.tail
 
@@ -58,9 +64,17 @@ class LayerLayout:
         return self.key_width > 0
 
     def values(self) -> tuple[int, int]:
-        """Numbers kept per sequence: (of activation dtype, of FP32)."""
-        rows = self.window * self.width + self.entries * (self.width + self.key_width)
-        return rows, 2 * self.tail * (self.tail_width + self.key_tail_width)
+        """Numbers kept for all slots and pages: (of activation dtype, of FP32)."""
+        rows = self.rows * self.width + self.pages * self.entries * self.key_width
+        return rows, self.slots * self.tail * self._terms
+
+    def state(self) -> tuple[int, int]:
+        """Numbers in what is kept of one sequence to go on from it: window, compressor tails and the page it is in."""
+        return self.span * self.width + self.entries * (self.width + self.key_width), self.block * self._terms
+
+    @property
+    def _terms(self) -> int:
+        return 2 * (self.tail_width + self.key_tail_width)
 
 
 def reach(options: EngineOptions) -> int:
@@ -68,32 +82,57 @@ def reach(options: EngineOptions) -> int:
     return max(min(options.prefill_chunk, options.max_context), 1 + options.draft_slack)
 
 
+def page_tokens(config: ModelConfig) -> int:
+    """Tokens of a page: whole entries in every layer."""
+    return math.lcm(PAGE, *filter(None, config.layer_ratios))
+
+
+def table_width(config: ModelConfig, options: EngineOptions) -> int:
+    """Pages of the longest sequence."""
+    return -(-options.max_context // page_tokens(config))
+
+
+def page_count(config: ModelConfig, options: EngineOptions) -> int:
+    """Pages for `options.cache_tokens`; without, as many as every slot can fill."""
+    if options.cache_tokens is None:
+        return options.max_sequences * table_width(config, options)
+    return -(-options.cache_tokens // page_tokens(config))
+
+
 def layer_layout(config: ModelConfig, options: EngineOptions, ratio: int) -> LayerLayout:
     """The layout of a layer with this compression ratio."""
     overlapped = ratio == OVERLAPPED
-    halves, span = (2, 2 * ratio) if overlapped else (1, ratio)
+    halves, block = (2, 2 * ratio) if overlapped else (1, ratio)
     key_width = config.index_head_dim if overlapped else 0
     return LayerLayout(
         ratio=ratio,
         span=config.sliding_window,
         window=config.sliding_window + reach(options),
-        entries=options.max_context // ratio if ratio else 0,
-        tail=span + reach(options) if ratio else 0,
+        block=block,
+        tail=block + reach(options) if ratio else 0,
         width=config.head_dim,
         tail_width=halves * config.head_dim if ratio else 0,
         key_width=key_width,
         key_tail_width=2 * key_width,
+        slots=options.max_sequences,
+        pages=page_count(config, options) if ratio else 0,
+        entries=page_tokens(config) // ratio if ratio else 0,
     )
 
 
 def layouts(config: ModelConfig, options: EngineOptions) -> tuple[LayerLayout, ...]:
-    """One layout a layer: the main layers, then the draft's (window alone)."""
-    ratios = (*config.layer_ratios, *(0 for _ in range(config.draft_layers)))
-    return tuple(layer_layout(config, options, ratio) for ratio in ratios)
+    """One layout a layer: the main layers, then the draft's (window alone, and room to run ahead of what it saw)."""
+    main = tuple(layer_layout(config, options, ratio) for ratio in config.layer_ratios)
+    draft = layer_layout(config, options, 0)
+    draft = replace(draft, window=draft.window + options.draft_slack)
+    return main + (draft,) * config.draft_layers
 
 
 def cache_bytes(config: ModelConfig, options: EngineOptions) -> int:
-    """Bytes that `Store` allocates for `options.max_sequences` sequences."""
+    """Bytes that `Store` allocates for `options.max_sequences` sequences, all pages and `options.reuse_points`."""
     size = {"bfloat16": 2, "float32": 4}[options.dtype]
-    stored, wide = map(sum, zip(*(layout.values() for layout in layouts(config, options)), strict=True))
-    return options.max_sequences * (stored * size + wide * 4)
+    total = 0
+    for layout in layouts(config, options):
+        for times, (stored, wide) in ((1, layout.values()), (options.reuse_points, layout.state())):
+            total += times * (stored * size + wide * 4)
+    return total

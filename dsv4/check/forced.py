@@ -31,7 +31,9 @@ def forced_streams(
     size = min(chunk or options.prefill_chunk, len(ids))
     if not size:
         return
-    store = Store(model.config, replace(options, max_context=len(ids), max_sequences=1, prefill_chunk=size))
+    store = Store(
+        model.config, replace(options, max_context=len(ids), max_sequences=1, prefill_chunk=size, cache_tokens=None)
+    )
     for start in range(0, len(ids), size):
         segment = Segment(0, start, ids[start : start + size])
         yield model(model.batch([segment]), store).streams

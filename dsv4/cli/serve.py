@@ -30,6 +30,12 @@ def serve(
     ] = None,
     max_sequences: Annotated[int, typer.Option(help="requests that run at once")] = 8,
     max_context: Annotated[int, typer.Option(help="tokens of prompt and answer of one request")] = 4096,
+    cache_tokens: Annotated[
+        int | None, typer.Option(help="tokens in the cache, of all requests; without it, enough for all at once")
+    ] = None,
+    reuse_points: Annotated[
+        int, typer.Option(min=0, help="states kept for prompts that begin as an earlier one; 0: none")
+    ] = 64,
     prefill_chunk: Annotated[int, typer.Option(help="tokens of prompts a step")] = 512,
     max_queue: Annotated[int, typer.Option(min=0, help="requests that may wait; more get status 429")] = 64,
     max_body_mib: Annotated[int, typer.Option(min=1, help="largest request")] = 16,
@@ -51,6 +57,8 @@ def serve(
         device=device,
         max_context=max_context,
         max_sequences=max_sequences,
+        cache_tokens=cache_tokens,
+        reuse_points=reuse_points,
         prefill_chunk=prefill_chunk,
         draft_tokens=draft,
         kernels=choices(kernels, force),

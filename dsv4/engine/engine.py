@@ -7,7 +7,8 @@ from collections.abc import Callable, Container, Sequence
 import torch
 from torch import Tensor
 
-from dsv4.engine.choose import choose, trace
+from dsv4.cache.pages import Pages
+from dsv4.engine.choose import choose, fingerprints, trace
 from dsv4.engine.request import NONE, Delta, Request, Sampling, TextStream
 from dsv4.engine.runner import Runner
 from dsv4.engine.scheduler import Scheduler, Work
@@ -29,11 +30,13 @@ class Engine:
         text: Callable[[], TextStream],
         drafter: Drafter | None = None,
         choices: Choices = PURE,
+        turn: int = 512,
     ) -> None:
-        """`choices`: what the model's ops run as, where nobody says otherwise around `step`."""
+        """`choices`: what the model's ops run as, where nobody says otherwise around `step`; `turn`: as in options."""
         self._runner, self._eos, self._roles, self._text, self._drafter = runner, eos, roles, text, drafter
         self.drafted = self.confirmed = 0  # tokens guessed so far, and how many of them the model chose as well
-        self._scheduler = Scheduler(len(runner.store.lengths), chunk)
+        store = runner.store
+        self._scheduler = Scheduler(len(store.lengths), chunk, Pages(store.page_count, store.page, store.points), turn)
         self._requests: dict[int, Request] = {}
         self._count = 0
         self._choices = choices
@@ -52,6 +55,21 @@ class Engine:
     def waiting(self) -> int:
         """Requests that have no slot yet."""
         return len(self._scheduler.waiting)
+
+    @property
+    def preempted(self) -> int:
+        """How often a request was put back into the queue so far, because another had waited long enough."""
+        return self._scheduler.preempted
+
+    @property
+    def reused(self) -> int:
+        """Tokens of prompts that did not run so far, because an earlier request had left what they leave."""
+        return self._scheduler.reused
+
+    @property
+    def pages(self) -> Pages:
+        """The books of the cache."""
+        return self._scheduler.pages
 
     @property
     def capacity(self) -> int:
@@ -97,13 +115,16 @@ class Engine:
         return request.number
 
     def cancel(self, number: int) -> None:
-        """Drop a request. Its slot is free for the next step; an unknown number is one that ended already."""
+        """Drop a request. Its slot and its pages are free at once; an unknown number is one that ended already."""
         request = self._requests.pop(number, None)
         if request is not None:
             self._scheduler.remove(request)
 
     def hold(self, number: int, held: bool) -> None:
-        """Let a request keep its slot but take no part in steps, or release it; what it answers stays the same."""
+        """Let a request take no part in steps, or release it; what it answers stays the same.
+
+        It keeps its slot until somebody waits for one, and then waits behind those who do.
+        """
         if number in self._requests:
             self._requests[number].held = held
 
@@ -113,8 +134,7 @@ class Engine:
             return self._step()
 
     def _step(self) -> list[Delta]:
-        for request in self._scheduler.admit():
-            self._runner.store.reset(request.slot)
+        self._admit()
         work = self._scheduler.schedule()
         if not work:
             return []
@@ -123,18 +143,49 @@ class Engine:
         for item, ran in zip(work, self._runner.run(work), strict=True):
             deltas += self._accept(item, ran.logits)
             request, start, end = item.request, item.start, item.request.done
-            if request.finish is None:
+            if request.finish != "error":
                 confirmed.append(Confirmed(request, start, end, ran.streams[: end - start]))
         if self._drafter is not None and confirmed:
             self._drafter.propose(confirmed)
+        for request, start, *_ in confirmed:
+            self._remember(request, start)
+            if request.finish:
+                self.cancel(request.number)
         return deltas
+
+    def _admit(self) -> None:
+        """Give slots to those whose turn it is, and bring the slots to where their requests can go on from."""
+        store = self._runner.store
+        for request in self._scheduler.in_the_way():
+            self._leave(request)
+        for request in self._scheduler.admit():
+            store.reset(request.slot, request.done)
+            store.assign(request.slot, request.pages)
+            if request.point is not None:
+                store.restore(request.point, request.slot, request.done)
+
+    def _remember(self, request: Request, start: int) -> None:
+        """Let others go on from what has run since `start`."""
+        store = self._runner.store
+        if store.points:
+            self._scheduler.share(request)
+            for place, length in self._scheduler.points(request, start):
+                store.keep(place, request.slot, length)
+
+    def _leave(self, request: Request) -> None:
+        """Take the slot from a request; it goes on from here, if its state is still kept when it is admitted again."""
+        if self._runner.store.points and request.done:
+            place = self._scheduler.keep(request, request.done)
+            if place is not None:
+                self._runner.store.keep(place, request.slot, request.done)
+        self._scheduler.turn_out(request)
 
     def _accept(self, item: Work, logits: Tensor) -> list[Delta]:
         """Take the model's own token behind each row, up to the first that the draft did not guess; forget the rest."""
         request, deltas = item.request, []
         request.done, request.draft = item.end, ()
-        for guess, row in zip((*item.draft, None), logits, strict=False):
-            deltas.append(self._emit(request, row))
+        for guess, row, mark in zip((*item.draft, None), logits, fingerprints(logits), strict=False):
+            deltas.append(self._emit(request, row, mark))
             self.confirmed += deltas[-1].token == guess
             if request.finish or deltas[-1].token != guess:
                 break
@@ -144,10 +195,11 @@ class Engine:
         self.drafted += len(item.draft)
         return deltas
 
-    def _emit(self, request: Request, logits: Tensor) -> Delta:
+    def _emit(self, request: Request, logits: Tensor, mark: bytes) -> Delta:
         if not bool(torch.isfinite(logits).all()):
             return self._fail(request)
         asked = request.sampling
+        request.hash.update(mark)
         token = choose(logits, asked, request.length)
         shown = trace(logits, token, asked.candidates) if len(request.output) < asked.trace else None
         request.output.append(token)
@@ -160,10 +212,10 @@ class Engine:
         elif finish:
             rest, hit = request.stop_text.push(request.text.finish())
             text += rest if hit else rest + request.stop_text.finish()
-        if finish:
-            request.finish = finish
-            self.cancel(request.number)
-        return Delta(request.number, token, text, finish, shown)
+        request.finish = finish
+        cached = (request.cached or 0) if len(request.output) == 1 else 0
+        said = request.hash.hexdigest() if finish else None
+        return Delta(request.number, token, text, finish, shown, cached=cached, hash=said)
 
     def _fail(self, request: Request) -> Delta:
         """End a request whose numbers are none. No row reads another sequence's, so it is alone in this."""

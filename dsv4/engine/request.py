@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from dsv4.engine.stop import StopText
 from dsv4.errors import NumericsError, RequestError
@@ -80,11 +81,21 @@ class Request:
     text: TextStream
     stop_text: StopText
     slot: int = -1
+    pages: list[int] = field(default_factory=list)  # of the cache, for all that has run; none while it waits
     done: int = 0  # tokens whose state is in the cache
     output: list[int] = field(default_factory=list)
     draft: tuple[int, ...] = ()  # guesses at the next tokens, to be verified
     finish: str | None = None
-    held: bool = False  # keeps its slot and state, but takes no part in steps
+    held: bool = False  # takes no part in steps, and gives its slot to whoever waits for one
+    hash: Any = field(default_factory=lambda: hashlib.blake2b(digest_size=16))  # of the logits of its tokens
+    cached: int | None = None  # tokens that need not run when it was first admitted
+    # What the scheduler knows of it.
+    since: int = 0  # the step in which it was queued or admitted
+    reached: int = 0  # the most tokens that it had done when it was turned out
+    names: list[bytes] = field(default_factory=list)  # of the prefixes of whole pages
+    shared: int = 0  # first pages that are known to all
+    point: int | None = None  # where its state was kept when it was admitted
+    stops: set[int] = field(default_factory=set)  # lengths at which its state is to be kept
 
     @property
     def length(self) -> int:
@@ -131,6 +142,9 @@ class Delta:
     finish: None while it runs; "stop" (end of sentence), "role_token" (a token that must not appear inside a turn),
     "stop_string", "length" (max_tokens), "context" (no room left), "error". The last brings no token (`token` is NONE)
     and `error` says why; other requests are not touched by it.
+    cached: in the first delta, tokens of the prompt that were taken from an earlier request; 0 in all others.
+    hash: in the last delta (but for "error"), 32 hexadecimal digits that depend on every bit of the logits [V] behind
+    each of the answer's tokens, and on nothing else.
     """
 
     number: int
@@ -139,3 +153,5 @@ class Delta:
     finish: str | None = None
     trace: Trace | None = None
     error: NumericsError | None = None
+    cached: int = 0
+    hash: str | None = None

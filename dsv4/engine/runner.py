@@ -28,6 +28,8 @@ class Runner:
 
     def run(self, work: Sequence[Work]) -> list[Ran]:
         """Run a step; the cache then holds every token of it, drafts included."""
+        for item in work:
+            self.store.assign(item.request.slot, item.request.pages)
         segments = [Segment(w.request.slot, w.start, w.tokens) for w in work]
         streams = self.model(self.model.batch(segments), self.store).streams
         rows: list[int] = []
@@ -39,6 +41,19 @@ class Runner:
         logits = self.model.logits(streams[rows]).split([_asked(item) for item in work])
         parts = streams.split([len(segment.ids) for segment in segments])
         return [Ran(part, asked) for part, asked in zip(parts, logits, strict=True)]
+
+    def rehearse(self, chunk: int, draft: int) -> None:
+        """Run a step as large as any can be: memory that it lacks is missed now, and not in the middle of answers.
+
+        Every slot decodes with `draft` guesses at the end of the context, and `chunk` tokens of a prompt end there too.
+        No request may be there yet; what is written is nobody's.
+        """
+        end, few, vocabulary = self.store.capacity, 1 + draft, self.model.config.vocab_size
+        counts = [min(n, end) for n in (chunk + few, *[few] * (len(self.store.lengths) - 1))]
+        runs = [[n % vocabulary for n in range(count)] for count in counts]  # so that no expert is left out
+        segments = [Segment(slot, end - len(ids), ids) for slot, ids in enumerate(runs)]
+        streams = self.model(self.model.batch(segments), self.store).streams
+        self.model.logits(streams[-few * len(counts) :])
 
 
 def _asked(item: Work) -> int:

@@ -36,11 +36,16 @@ class Drafter:
         self.mtp, self.store, self.count = mtp, store, count
 
     def propose(self, confirmed: Sequence[Confirmed]) -> None:
-        """Take in what was confirmed, then set `request.draft` of those that have sampled their next token."""
+        """Take in what was confirmed, then set `request.draft` of those that have sampled their next token and go on.
+
+        Behind a prefix that an earlier request left, the draft's window ends with a row that saw that request's next
+        token: a guess may differ for it, an answer cannot.
+        """
         segments = [Segment(c.request.slot, c.start, c.request.tokens(c.start + 1, c.end + 1)) for c in confirmed]
         streams = self._run(torch.cat([c.streams for c in confirmed]), segments)
         ends = torch.tensor([c.end - c.start for c in confirmed]).cumsum(0) - 1
-        asking = [(n, c.request) for n, c in enumerate(confirmed) if c.end == c.request.length - 1]
+        going = [(n, c) for n, c in enumerate(confirmed) if c.request.finish is None]
+        asking = [(n, c.request) for n, c in going if c.end == c.request.length - 1]
         requests = [request for _, request in asking]
         streams = streams[ends[[n for n, _ in asking]]]
         guesses: list[tuple[int, ...]] = [() for _ in asking]

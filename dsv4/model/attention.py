@@ -77,7 +77,7 @@ class Attention:
 
     def __call__(self, x: Tensor, batch: Batch, store: LayerStore) -> Tensor:
         """x: [T, d], normalised; writes this step into `store`, returns [T, d]."""
-        turn, places = batch.turn(self.ratio), batch.places(store.layout)
+        turn, places = batch.turn(self.ratio), batch.places(store)
         rounded = quantize_input(x, self.wq_a, self.rounds.attn_input)
         latent, q = self.queries(rounded, turn)
         store.kv[places.write] = self.keys(rounded, turn)

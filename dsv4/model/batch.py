@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dsv4.cache.layout import LayerLayout
+from dsv4.cache.store import LayerStore
 from dsv4.config import ModelConfig
 from dsv4.model.places import Closing, Places
 from dsv4.ops.rope import Rotation, frequencies, rotation
@@ -36,11 +37,12 @@ class Batch:
     longest: int  # largest position + 1
     _places: dict[LayerLayout, Places] = field(default_factory=dict)
 
-    def places(self, layout: LayerLayout) -> Places:
-        """Where this step reads and writes in caches of this layout; one object for all layers that share it."""
+    def places(self, store: LayerStore) -> Places:
+        """Where this step reads and writes in this cache; one object for all layers of a `Store` that look alike."""
+        layout = store.layout
         if layout not in self._places:
             closing = self.closing.get(layout.ratio)
-            self._places[layout] = Places(layout, self.slots, self.positions, self.longest, closing)
+            self._places[layout] = Places(layout, store.table, self.slots, self.positions, self.longest, closing)
         return self._places[layout]
 
     def turn(self, ratio: int) -> Rotation:

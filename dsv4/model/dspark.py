@@ -62,7 +62,7 @@ class DSpark:
         x = self.main_norm(linear(targets, self.main_proj, self.rounds.draft_input))
         rounded = quantize_input(x, self.blocks[0].attn.wkv, self.rounds.attn_input)
         for block, store in zip(self.blocks, stores, strict=True):
-            store.kv[batch.places(store.layout).write] = block.attn.keys(rounded, batch.plain)
+            store.kv[batch.places(store).write] = block.attn.keys(rounded, batch.plain)
         return x
 
     @torch.inference_mode()

@@ -25,12 +25,22 @@ class Closing:
 
 
 class Places:
-    """Rows of a `LayerStore`, each computed when first asked for. T tokens; -1 stands for no row."""
+    """Rows of a `LayerStore`, each computed when first asked for. T tokens; -1 stands for no row.
+
+    table: [slots, n] pages of every slot.
+    """
 
     def __init__(
-        self, layout: LayerLayout, slots: Tensor, positions: Tensor, longest: int, closing: Closing | None
+        self,
+        layout: LayerLayout,
+        table: Tensor,
+        slots: Tensor,
+        positions: Tensor,
+        longest: int,
+        closing: Closing | None,
     ) -> None:
-        self.layout, self.slots, self.positions, self.longest, self.closing = layout, slots, positions, longest, closing
+        self.layout, self.table, self.slots, self.positions = layout, table, slots, positions
+        self.longest, self.closing = longest, closing
 
     @cached_property
     def write(self) -> Tensor:
@@ -54,11 +64,6 @@ class Places:
         return (self.positions + 1) // self.layout.ratio
 
     @cached_property
-    def first_entry(self) -> Tensor:
-        """Row of `kv` of each token's entry 0, [T, 1]."""
-        return self.layout.entry_rows(self.slots, 0).unsqueeze(1)
-
-    @cached_property
     def every(self) -> Tensor:
         """Every visible entry, ascending, [T, n]."""
         numbers = torch.arange(self.longest // self.layout.ratio, device=self.slots.device)
@@ -71,14 +76,16 @@ class Places:
 
     def rows(self, entries: Tensor) -> Tensor:
         """Rows of `kv` of chosen entries, [T, n]."""
-        return torch.where(entries < 0, -1, entries + self.first_entry)
+        pages = self.table[self.slots.unsqueeze(1), entries // self.layout.entries]
+        return torch.where(entries < 0, -1, self.layout.entry_rows(pages, entries))
 
     @cached_property
     def keys(self) -> Tensor:
         """Rows of `keys` to score, [T, n], n a multiple of 64; those past a token's visible ones are not looked at."""
         width = -(-(self.longest // self.layout.ratio) // KEY_BLOCK) * KEY_BLOCK
         numbers = torch.arange(width, device=self.slots.device)
-        return self.layout.key_rows(self.slots.unsqueeze(1), numbers.clamp(max=self.layout.entries - 1))
+        pages = (numbers // self.layout.entries).clamp(max=self.table.shape[1] - 1)
+        return self.layout.key_rows(self.table[self.slots.unsqueeze(1), pages], numbers)
 
     @cached_property
     def closed(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -86,9 +93,10 @@ class Places:
         assert self.closing is not None
         slots, ratio = self.closing.slots, self.layout.ratio
         tokens, entries = block_tokens(self.closing.ends, ratio), self.closing.ends // ratio
+        pages = self.table[slots, entries // self.layout.entries]
         return (
             tokens,
             self.layout.tail_rows(slots.unsqueeze(1), tokens),
-            self.layout.entry_rows(slots, entries),
-            self.layout.key_rows(slots, entries),
+            self.layout.entry_rows(pages, entries),
+            self.layout.key_rows(pages, entries),
         )

@@ -101,8 +101,12 @@ class Service:
             "requests_running": ("Requests that have a slot", float(worker.live - worker.waiting)),
             "requests_waiting": ("Requests in the queue", float(worker.waiting)),
             "slots": ("Requests that can run at once", float(worker.slots)),
+            "cache_pages": ("Pages of the cache", float(engine.pages.count)),
+            "cache_pages_used": ("Pages that requests hold; all others can be had at once", float(engine.pages.in_use)),
         }
         counters = {
+            "prompt_tokens_cached_total": ("Tokens of prompts that an earlier request had left", float(engine.reused)),
+            "preemptions_total": ("Requests that gave their slot to one that waited", float(engine.preempted)),
             "draft_tokens_total": ("Tokens guessed by the draft", float(engine.drafted)),
             "draft_accepted_tokens_total": ("Guesses that the model confirmed", float(engine.confirmed)),
         }

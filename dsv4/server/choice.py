@@ -23,6 +23,8 @@ class Choice:
         self.index, self.job, self.seed = index, job, job.answers[0].seed
         self.events: list[Event] = []
         self.tokens = self.reasoning_tokens = 0
+        self.cached = 0  # tokens of the prompt that an earlier request had left
+        self.hash: str | None = None  # of the logits behind all tokens, when the answer is whole
         self.finish: str | None = None
         self._tokenizer = tokenizer
         self._thinking = bool(job.in_reasoning)
@@ -41,6 +43,7 @@ class Choice:
         if delta.error is not None:
             raise delta.error
         self.tokens += 1
+        self.cached, self.hash = self.cached + delta.cached, delta.hash
         self._thinking = self._thinking and delta.token != self._end_think
         self.reasoning_tokens += self._thinking
         if delta.trace is not None:

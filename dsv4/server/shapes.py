@@ -43,7 +43,7 @@ def chunks(head: Head, choice: Choice, events: Iterable[Event]) -> Iterator[Json
         yield head.wrap([_part(head, choice, change)])
     if choice.finish:
         last = _part(head, choice, {})
-        yield head.wrap([last | {"finish_reason": choice.finish} | choice.unparsed()])
+        yield head.wrap([last | {"finish_reason": choice.finish, "logit_hash": choice.hash} | choice.unparsed()])
 
 
 def _part(head: Head, choice: Choice, change: Json) -> Json:
@@ -80,14 +80,23 @@ def _change(event: Event) -> Json | None:
 
 
 def whole_answer(head: Head, choices: Sequence[Choice], prompt_tokens: int) -> Json:
-    """The answer of a request that did not ask for a stream. `seed` is what to send to get it again."""
+    """The answer of a request that did not ask for a stream."""
     said = head.wrap([_whole(head, choice) for choice in choices], whole=True)
-    return said | {"usage": usage(choices, prompt_tokens), "seed": choices[0].seed}
+    return said | {"usage": usage(choices, prompt_tokens)} | again(choices)
+
+
+def again(choices: Sequence[Choice]) -> Json:
+    """`seed`: what to send to get the answer again; `logit_hash`: what tells whether it is the same to the last bit.
+
+    Of several answers that is the first's; each has its own hash where its `finish_reason` stands.
+    """
+    return {"seed": choices[0].seed, "logit_hash": choices[0].hash}
 
 
 def _whole(head: Head, choice: Choice) -> Json:
     entries = choice.logprobs()
-    said: Json = {"index": choice.index, "finish_reason": choice.finish} | choice.unparsed()
+    said: Json = {"index": choice.index, "finish_reason": choice.finish, "logit_hash": choice.hash}
+    said |= choice.unparsed()
     if head.chat:
         return said | {"message": choice.message(), "logprobs": None if entries is None else {"content": entries}}
     return said | {"text": choice.text(), "logprobs": None if entries is None else old_logprobs(entries)}
@@ -108,8 +117,10 @@ def old_logprobs(entries: Sequence[Json]) -> Json:
 
 
 def usage(choices: Sequence[Choice], prompt_tokens: int) -> Json:
-    """Token counts: every sampled token counts, the one that ended the answer too."""
+    """Token counts: every sampled token counts, the one that ended the answer too; of a prompt, what its first cost."""
     out = sum(choice.tokens for choice in choices)
     said: Json = {"prompt_tokens": prompt_tokens, "completion_tokens": out, "total_tokens": prompt_tokens + out}
     reasoning = sum(choice.reasoning_tokens for choice in choices)
+    cached = sum({id(choice.job): choice.cached for choice in reversed(choices)}.values())
+    said["prompt_tokens_details"] = {"cached_tokens": cached}
     return said | {"completion_tokens_details": {"reasoning_tokens": reasoning}}

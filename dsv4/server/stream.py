@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from dsv4.errors import DSV4Error
 from dsv4.server.choice import Choice
 from dsv4.server.refusal import body, refused
-from dsv4.server.shapes import Head, Json, chunks, first_chunk, usage, whole_answer
+from dsv4.server.shapes import Head, Json, again, chunks, first_chunk, usage, whole_answer
 from dsv4.server.worker import Reading, Worker
 
 
@@ -55,7 +55,7 @@ async def _events(
         yield _line(body(refused(error)))
         return
     if counts:
-        yield _line(head.wrap([]) | {"usage": usage(choices, prompt_tokens), "seed": choices[0].seed})
+        yield _line(head.wrap([]) | {"usage": usage(choices, prompt_tokens)} | again(choices))
     yield "data: [DONE]\n\n"
 
 

@@ -2,10 +2,10 @@
 
 In: requests are counted when they are accepted, and no more are accepted than there are slots and places in the queue.
 Out: each client has a `Reading`, which the engine fills step by step. A client that leaves `unread` tokens unread is
-put on hold: its requests keep their slots and wait, all others go on at full speed. After `stall` seconds of that they
-end, so that their slots serve others. What a request answers does not depend on any of this.
+put on hold: its requests wait, and give their slots to whoever waits for one; all others go on at full speed. After
+`stall` seconds of that they end. What a request answers does not depend on any of this.
 
-Nothing but this thread touches the engine while it runs (`Engine.check` alone reads what never changes).
+Nothing but this thread touches the engine while it runs; others read what never changes (`Engine.check`) and counters.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Worker:
     @property
     def waiting(self) -> int:
         """Accepted requests that have no slot yet."""
-        return max(0, self.live - self.slots)
+        return max(self.live - self.slots, self._engine.waiting)
 
     def start(self) -> None:
         """Begin to serve."""

@@ -106,7 +106,7 @@ def record(subject: Subject, way: Way, ids: Sequence[int], layers: int, peaks: P
     if way.shaken:
         model.embedding = shaken(model.embedding)
     chunk = min(way.chunk or len(ids), len(ids))
-    options = replace(subject.options, dtype=way.dtype, device=way.device, max_context=len(ids))
+    options = replace(subject.options, dtype=way.dtype, device=way.device, max_context=len(ids), cache_tokens=None)
     store = Store(subject.config, replace(options, max_sequences=way.batch, prefill_chunk=chunk))
     streams = []
     with ExitStack() as stack:
