@@ -23,6 +23,10 @@ from dsv4.server.options import ServerOptions
 from tests.serving import ENDLESS, FRANCE, OFF, STORY, Running, changed, gated, running, until
 
 CHAT = "/v1/chat/completions"
+SCOPE = {
+    "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "method": "POST", "path": CHAT,
+    "headers": [(b"content-type", b"application/json")], "query_string": b"", "http_version": "1.1",
+}  # fmt: skip
 LONG = {"messages": STORY, "max_tokens": 200, "stream": True, "logit_bias": ENDLESS} | OFF
 
 
@@ -124,6 +128,18 @@ def test_a_closed_stream_of_the_openai_client_ends_all_its_answers(server: Runni
     until(lambda: idle(server))
 
 
+def test_a_client_that_leaves_with_half_a_request_sent_is_no_error(llm: LLM, caplog: pytest.LogCaptureFixture) -> None:
+    service = Service(llm, ServerOptions(names=("pico",)))
+
+    async def receive() -> Any:
+        return {"type": "http.disconnect"}
+
+    async def send(_: Any) -> None: ...
+
+    asyncio.run(service.app(SCOPE, receive, send))
+    assert caplog.text == ""
+
+
 # --- reading slowly --------------------------------------------------------------------------------------------------
 
 
@@ -153,9 +169,7 @@ async def asked(service: Service, sent: Any, send: Any, then: Any = None) -> Non
             return messages.pop()
         return await (then or asyncio.Event().wait)()
 
-    headers = [(b"content-type", b"application/json")]
-    scope = {"type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "method": "POST", "path": CHAT}
-    await service.app(scope | {"headers": headers, "query_string": b"", "http_version": "1.1"}, receive, send)
+    await service.app(SCOPE, receive, send)
 
 
 class Leaving(Slow):
