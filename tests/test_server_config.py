@@ -102,6 +102,8 @@ def test_no_key_is_printed(how: str, tmp_path: Path, capsys: pytest.CaptureFixtu
         ("stall: .nan", "a.yaml:1: stall; got nan; wanted a number"),
         ("deadline: soon", "a.yaml:1: deadline; got 'soon'; wanted a number, at least 0.001"),
         ("host: no", "a.yaml:1: host; got False; wanted a text"),
+        ("api-key: 7719", "a.yaml:1: api-key; got a value that is not shown; wanted a text"),
+        ("host: " + "[" * 5000, "a.yaml: no YAML; got maximum recursion depth"),
         ("numerics: exact", "a.yaml:1: numerics; got 'exact'; wanted official or float"),
         ("numerics: [official]", "a.yaml:1: numerics; got ['official']; wanted official or float"),
         ("served-model-name: x", "a.yaml:1: served-model-name; got 'x'; wanted a list, each a text"),

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from dsv4.errors import ConfigError
 
 NEVER = ("config", "print-config")  # in a file
+SECRET = ("api-key",)  # never shown, right or wrong
 _NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
 
 
@@ -74,9 +75,10 @@ def read(file: Path, verb: Callable[..., Any]) -> dict[str, Any]:
             if option.parameter in found:
                 raise ConfigError(f"{where}: {name} stands there twice", do="leave one out")
             if not option.fits(value):
-                raise ConfigError(f"{where}: {name}", got=repr(value)[:60], wanted=option.wanted)
+                got = "a value that is not shown" if name in SECRET else repr(value)[:60]
+                raise ConfigError(f"{where}: {name}", got=got, wanted=option.wanted)
             found[option.parameter] = value
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{file}:{mark.line + 1}" if mark else str(file)
         what = getattr(error, "problem", None) or str(error).splitlines()[0]
@@ -84,12 +86,12 @@ def read(file: Path, verb: Callable[..., Any]) -> dict[str, Any]:
     return found
 
 
-def text(values: Mapping[str, Any], verb: Callable[..., Any], hidden: str) -> str:
-    """`values`, by parameter, as a file that `read` takes. `hidden`: a name whose value is not shown."""
+def text(values: Mapping[str, Any], verb: Callable[..., Any]) -> str:
+    """`values`, by parameter, as a file that `read` takes; what is secret is left out."""
     shown = {}
     for name, option in options(verb).items():
         value = values[option.parameter]
-        if name != hidden:
+        if name not in SECRET:
             shown[name] = str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
     said: str = _yaml().safe_dump(shown, sort_keys=False, allow_unicode=True)
     return said

@@ -73,7 +73,7 @@ def serve(
     key = _key(api_key, api_key_file)
     if print_config:
         hidden = "# The API key is set and not shown: use api-key-file or DSV4_API_KEY.\n" if api_key else ""
-        print(hidden + config_file.text(ctx.params, serve, "api-key"), end="")
+        print(hidden + config_file.text(ctx.params, serve), end="")
         return
     lacking = [library for library in NEEDS if find_spec(library) is None]
     if lacking:
