@@ -45,7 +45,7 @@ CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 KEY = "key-5501"
 CLIENTS, POOL, LONG = 24, 24, 4  # clients at once; different requests that are answered alone first, and long ones
 SLOTS, QUEUE, STALL = 6, 12, 3.0
-GROWTH = 8.0, 1.0  # MiB that the server's memory may grow by: at all, and more for each thousand requests
+GROWTH = 6.0, 0.3  # MiB that the server's memory may grow by: at all, and more for each thousand requests
 REASONS = {429: "queue_full", 504: "deadline_exceeded", 401: "invalid_api_key", 413: "body_too_large"}
 
 
@@ -231,7 +231,7 @@ def trickle(soak: Soak, draw: random.Random, number: int, pause: Callable[[int],
 def late(soak: Soak, draw: random.Random, number: int) -> str:
     """Has less time than its answer takes."""
     stream = draw.random() < 0.5
-    asked = sent(number % POOL, stream=stream, max_tokens=150, logit_bias=ENDLESS, timeout=draw.uniform(0.01, 0.3))
+    asked = sent(number % POOL, stream=stream, max_tokens=150, logit_bias=ENDLESS, timeout=draw.uniform(0.01, 3))
     answer = soak.http.post(CHAT, json=asked)
     if answer.status_code != 200:
         return refusal(answer, "late")
