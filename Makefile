@@ -8,6 +8,8 @@ TORCH ?= torch==2.13.0
 PROMPT ?= What is the capital of France?
 SANITIZER ?= compute-sanitizer
 BENCH ?= bench/results/$(shell date -u +%F)-ops.jsonl
+SOAK ?= bench/results/$(shell date -u +%F)-soak.jsonl
+REQUESTS ?= 10000
 MODEL ?= tiny
 TRAIN ?=
 
@@ -15,12 +17,13 @@ TRAIN ?=
 PIP_INSTALL = -m pip --disable-pip-version-check install --only-binary :all: --no-compile
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test ci gpu train lint python clean
+.PHONY: help demo test ci soak gpu train lint python clean
 
 help:
 	@echo "make demo   answer a prompt with the embedded model (sets up $(VENV) on first use; PROMPT=... asks something else)"
 	@echo "make test   lint, types and the everyday tests (sets up $(TEST_VENV) on first use)"
 	@echo "make ci     all that runs without a GPU, the slow tests too"
+	@echo "make soak   REQUESTS=$(REQUESTS) clients of every kind against one server, in minutes; the record goes into $(SOAK)"
 	@echo "make gpu    on a GPU: its tests, sanitizers, every case, times (into $(BENCH)), with the $(PYTHON) that has torch"
 	@echo "make train  train MODEL=$(MODEL) with the $(PYTHON) that has torch (training/README.md)"
 	@echo "make lint   ruff and mypy"
@@ -35,6 +38,9 @@ test: lint
 
 ci: lint
 	$(TEST_VENV)/bin/python -m pytest -n auto -m "not gpu" --durations=10
+
+soak: $(TEST_VENV)/.ready
+	$(TEST_VENV)/bin/python -m tests.soak --requests $(REQUESTS) --out $(SOAK)
 
 lint: $(TEST_VENV)/.ready
 	$(TEST_VENV)/bin/ruff check .

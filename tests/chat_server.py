@@ -83,7 +83,7 @@ class _Handler(BaseHTTPRequestHandler):
                 )
                 self.wfile.flush()
             if told.hang:
-                told.hang.wait(20)
+                told.hang.wait(120)
             self.wfile.write(b"data: [DONE]\n\n")
 
     def _send(self, status: int, body: bytes) -> None:

@@ -70,11 +70,11 @@ def running(llm: LLM, **options: Any) -> Iterator[Running]:
             yield Running(service, server, url, thread, http)
     finally:
         server.should_exit = True
-        thread.join(30)
+        thread.join(60)
         assert not thread.is_alive()
 
 
-def until(done: Callable[[], Any], seconds: float = 30) -> None:
+def until(done: Callable[[], Any], seconds: float = 60) -> None:
     """Wait for it, but not for ever."""
     end = time.monotonic() + seconds
     while not done():
@@ -96,6 +96,22 @@ def changed(llm: LLM, change: Callable[[Work, torch.Tensor], torch.Tensor]) -> I
         yield
     finally:
         del runner.run
+
+
+@contextmanager
+def gated(llm: LLM) -> Iterator[threading.Event]:
+    """Inside the block no step ends before the event is set: what is looked at meanwhile cannot be over already."""
+    gate = threading.Event()
+
+    def wait(_: Work, logits: torch.Tensor) -> torch.Tensor:
+        gate.wait(120)
+        return logits
+
+    with changed(llm, wait):
+        try:
+            yield gate
+        finally:
+            gate.set()
 
 
 @contextmanager

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import fcntl
 import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import termios
@@ -23,6 +25,7 @@ class Terminal:
         environment.pop("NO_COLOR", None)
 
         def take() -> None:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # who is started in the background is deaf to it, and so we
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
         self.process = subprocess.Popen(
@@ -55,6 +58,14 @@ class Terminal:
             self.text += self.decoder.decode(data)
         taken, self.text = self.text[: found.end()], self.text[found.end() :]
         return taken
+
+    def interrupt(self, pattern: str) -> str:
+        """Ctrl-C until `pattern` comes: one between the prompt and the first look at the keys waits for the next."""
+        for _ in range(60):
+            self.type("\x03")
+            with contextlib.suppress(AssertionError):
+                return self.expect(pattern, 1)
+        raise AssertionError(f"no {pattern!r} in {self.text!r}")
 
     def __enter__(self) -> Terminal:
         return self

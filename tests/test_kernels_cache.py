@@ -24,7 +24,9 @@ from dsv4.kernels.entry import Entry, pack, unpack
 from dsv4.settings import Settings
 from tests.kernel_support import ended_well, forget, forked, places
 
-UNDISTURBED_S = 5.0  # a build takes a quarter of a second; who waits for a ghost waits longer than a busy machine needs
+UNDISTURBED_S = (
+    30.0  # a build takes a quarter of a second, on a busy machine some; who waits for a ghost waits for ever
+)
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +60,7 @@ def build(where: Places, entry: Entry) -> Found:
 def kill_one(work: Callable[[], object], begun: Callable[[], bool], after: float) -> None:
     """SIGKILL for a process that does `work`, a time after it has begun with it."""
     child = forked(work)
-    until = time.monotonic() + 30
+    until = time.monotonic() + 60
     while not begun() and time.monotonic() < until:
         time.sleep(0.001)
     time.sleep(after)

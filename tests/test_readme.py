@@ -54,4 +54,4 @@ def test_a_command_of_the_readme_runs(
         assert "does not exist" in err
     else:
         assert code == 0
-        assert (err if "dsv4 serve" in line else out).strip()
+        assert (out + err if "dsv4 serve" in line else out).strip()

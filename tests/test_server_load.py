@@ -20,9 +20,13 @@ from dsv4.engine.scheduler import Work
 from dsv4.llm import LLM
 from dsv4.server.app import Service
 from dsv4.server.options import ServerOptions
-from tests.serving import ENDLESS, FRANCE, OFF, STORY, Running, changed, running, until
+from tests.serving import ENDLESS, FRANCE, OFF, STORY, Running, changed, gated, running, until
 
 CHAT = "/v1/chat/completions"
+SCOPE = {
+    "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "method": "POST", "path": CHAT,
+    "headers": [(b"content-type", b"application/json")], "query_string": b"", "http_version": "1.1",
+}  # fmt: skip
 LONG = {"messages": STORY, "max_tokens": 200, "stream": True, "logit_bias": ENDLESS} | OFF
 
 
@@ -89,32 +93,51 @@ def test_answers_and_logprobs_do_not_depend_on_company(server: Running) -> None:
 # --- leaving ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_client_that_leaves_a_stream_ends_its_request(server: Running) -> None:
+def test_a_client_that_leaves_a_stream_ends_its_request(server: Running, llm: LLM) -> None:
     before = server.ended("cancelled")
-    with server.http.stream("POST", CHAT, json=LONG) as answer:
+    with gated(llm), server.http.stream("POST", CHAT, json=LONG) as answer:
         lines = answer.iter_lines()
         assert "assistant" in next(lines)
-        until(lambda: not idle(server))
+        until(lambda: llm.engine.busy)
+        answer.close()
+        until(lambda: server.ended("cancelled") == before + 1)
     until(lambda: idle(server))
     assert server.ended("cancelled") == before + 1
 
 
-def test_a_client_that_leaves_before_its_answer_is_whole_ends_its_request(server: Running) -> None:
+def test_a_client_that_leaves_before_its_answer_is_whole_ends_its_request(server: Running, llm: LLM) -> None:
     before = server.ended("cancelled")
-    with pytest.raises(httpx.ReadTimeout):
-        server.http.post(CHAT, json=LONG | {"stream": False}, timeout=0.2)
+    with gated(llm):
+        with pytest.raises(httpx.ReadTimeout):
+            server.http.post(CHAT, json=LONG | {"stream": False}, timeout=httpx.Timeout(60, read=0.2))
+        until(lambda: server.ended("cancelled") == before + 1)
     until(lambda: idle(server))
     assert server.ended("cancelled") == before + 1
 
 
-def test_a_closed_stream_of_the_openai_client_ends_all_its_answers(server: Running) -> None:
+def test_a_closed_stream_of_the_openai_client_ends_all_its_answers(server: Running, llm: LLM) -> None:
+    before = server.ended("cancelled")
     client = server.client()
-    stream = client.chat.completions.create(
-        model="pico", messages=STORY, n=3, stream=True, max_tokens=200, logit_bias=ENDLESS, extra_body=OFF
-    )
-    next(iter(stream))
-    stream.close()
+    with gated(llm):
+        stream = client.chat.completions.create(
+            model="pico", messages=STORY, n=3, stream=True, max_tokens=200, logit_bias=ENDLESS, extra_body=OFF
+        )
+        next(iter(stream))
+        stream.close()
+        until(lambda: server.ended("cancelled") == before + 3)
     until(lambda: idle(server))
+
+
+def test_a_client_that_leaves_with_half_a_request_sent_is_no_error(llm: LLM, caplog: pytest.LogCaptureFixture) -> None:
+    service = Service(llm, ServerOptions(names=("pico",)))
+
+    async def receive() -> Any:
+        return {"type": "http.disconnect"}
+
+    async def send(_: Any) -> None: ...
+
+    asyncio.run(service.app(SCOPE, receive, send))
+    assert caplog.text == ""
 
 
 # --- reading slowly --------------------------------------------------------------------------------------------------
@@ -146,9 +169,7 @@ async def asked(service: Service, sent: Any, send: Any, then: Any = None) -> Non
             return messages.pop()
         return await (then or asyncio.Event().wait)()
 
-    headers = [(b"content-type", b"application/json")]
-    scope = {"type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "method": "POST", "path": CHAT}
-    await service.app(scope | {"headers": headers, "query_string": b"", "http_version": "1.1"}, receive, send)
+    await service.app(SCOPE, receive, send)
 
 
 class Leaving(Slow):
@@ -190,7 +211,7 @@ def test_a_slow_reader_waits_and_nobody_else(llm: LLM) -> None:
         service.worker.stop()
         return slow.text(), quick.text(), unread
 
-    slow, quick, unread = asyncio.run(asyncio.wait_for(scene(), 30))
+    slow, quick, unread = asyncio.run(asyncio.wait_for(scene(), 60))
     assert content(slow) == "The capital of France is Paris."
     assert content(quick) == 3 * content(slow)
     assert slow.rstrip().endswith("[DONE]")
@@ -213,7 +234,7 @@ def test_a_client_may_leave_while_it_is_on_hold(llm: LLM) -> None:
             await asyncio.sleep(0.01)
         service.worker.stop()
 
-    asyncio.run(asyncio.wait_for(scene(), 30))
+    asyncio.run(asyncio.wait_for(scene(), 60))
     assert service.metrics.ended == {"cancelled": 1}
 
 
@@ -239,7 +260,7 @@ def test_an_answer_that_nobody_reads_ends_and_frees_its_place(llm: LLM) -> None:
         service.worker.stop()
         return slow.text()
 
-    text = asyncio.run(asyncio.wait_for(scene(), 30))
+    text = asyncio.run(asyncio.wait_for(scene(), 60))
     assert "The capital of France is Paris.".startswith(content(text))
     last = json.loads(text.rstrip().rpartition("data: ")[2])
     assert last["error"]["code"] == "reader_stalled"
@@ -251,7 +272,7 @@ def test_an_answer_that_nobody_reads_ends_and_frees_its_place(llm: LLM) -> None:
 
 def test_a_full_queue_refuses_with_a_time_to_come_again(llm: LLM) -> None:
     """Five run, one waits, the seventh is told; when one leaves there is room again."""
-    with running(llm, queue=1) as small:
+    with running(llm, queue=1) as small, gated(llm) as gate:
         streams = [small.http.build_request("POST", CHAT, json=LONG | {"seed": n}) for n in range(6)]
         answers = [small.http.send(stream, stream=True) for stream in streams]
         refused = small.post(CHAT, SHORT)
@@ -263,7 +284,8 @@ def test_a_full_queue_refuses_with_a_time_to_come_again(llm: LLM) -> None:
         with pytest.raises(openai.RateLimitError):
             small.client().chat.completions.create(model="pico", messages=FRANCE)
         answers[0].close()
-        until(lambda: small.service.worker.live == 5)
+        gate.set()
+        until(lambda: small.service.worker.live <= 5)
         again = small.http.build_request("POST", CHAT, json=LONG)
         answers.append(small.http.send(again, stream=True))
         assert answers[-1].status_code == 200
@@ -309,17 +331,25 @@ def test_a_stream_that_breaks_raises_in_the_client(server: Running, llm: LLM) ->
 
 
 def test_an_engine_that_dies_tells_all_and_takes_nothing_more(llm: LLM) -> None:
+    gate = threading.Event()
+
     def explode(item: Work, logits: torch.Tensor) -> torch.Tensor:
         if item.request.sampling.seed == 13:
             raise RuntimeError("canary-5521")
+        if item.end > len(
+            item.request.prompt
+        ):  # the stream has its first token, and no second before the other is there
+            gate.wait(120)
         return logits
 
     with running(llm) as dying, changed(llm, explode), ThreadPoolExecutor(2) as pool:
         stream = pool.submit(dying.post, CHAT, LONG)
         until(lambda: dying.service.worker.live == 1)
         until(lambda: dying.metric("generation_tokens_total"))
-        whole = dying.post(CHAT, SHORT | {"seed": 13, "stream": False})
-        assert whole.status_code == 503
+        whole = pool.submit(dying.post, CHAT, SHORT | {"seed": 13, "stream": False})
+        until(lambda: dying.service.worker.live == 2)
+        gate.set()
+        assert whole.result().status_code == 503
         assert "engine_stopped" in stream.result().text.splitlines()[-2]
         assert dying.get("/health").status_code == dying.get("/ready").status_code == 503
         assert dying.get("/health").json() == {"status": "the engine has stopped", "reason": "RuntimeError"}
@@ -334,8 +364,8 @@ def test_an_engine_that_dies_tells_all_and_takes_nothing_more(llm: LLM) -> None:
 
 
 def test_what_runs_is_finished_before_the_end(llm: LLM) -> None:
-    """After the signal: no new connections, and the stream comes to its own end."""
-    with running(llm) as ending, ThreadPoolExecutor(1) as pool:
+    """After the signal: the stream comes to its own end, who comes meanwhile is told 503, and nobody after that."""
+    with running(llm) as ending, ThreadPoolExecutor(1) as pool, gated(llm) as gate:
         got: list[str] = []
         begun = threading.Event()
 
@@ -346,11 +376,16 @@ def test_what_runs_is_finished_before_the_end(llm: LLM) -> None:
                     begun.set()
 
         reading = pool.submit(read)
-        assert begun.wait(30)
+        assert begun.wait(60)
         ending.server.end()
         assert ending.service.worker.draining
+        assert httpx.get(ending.url + "/health").status_code == 200
+        for told in (httpx.get(ending.url + "/ready"), httpx.post(ending.url + CHAT, json=SHORT)):
+            assert (told.status_code, told.json()["error"]["code"]) == (503, "draining")
+            assert int(told.headers["retry-after"]) >= 1
+        gate.set()
         reading.result()
-        ending.thread.join(30)
+        ending.thread.join(60)
         assert not ending.thread.is_alive()
         assert '"finish_reason":"length"' in got[-4]
         assert "data: [DONE]" in got
@@ -370,7 +405,7 @@ def test_a_draining_server_says_so(llm: LLM) -> None:
         service.worker.stop()
         return client.text()
 
-    assert json.loads(asyncio.run(asyncio.wait_for(scene(), 30)))["error"]["code"] == "draining"
+    assert json.loads(asyncio.run(asyncio.wait_for(scene(), 60)))["error"]["code"] == "draining"
 
 
 def test_deltas_say_when_they_are_none() -> None:

@@ -18,6 +18,7 @@ from dsv4.cli.doctor import doctor
 from dsv4.cli.eval import evaluate
 from dsv4.cli.generate import generate
 from dsv4.cli.inspect import inspect
+from dsv4.cli.interrupt import ctrl_c
 from dsv4.cli.kernels import kernels
 from dsv4.cli.pull import pull
 from dsv4.cli.serve import serve
@@ -73,7 +74,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line. Exit code 0: done; 1: an error that its one line explains; 2: wrong usage; 130: Ctrl-C."""
     given = _with_trace_number(sys.argv[1:] if arguments is None else arguments)
     try:
-        app(given)
+        with ctrl_c():
+            app(given)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output went away, as `head` does

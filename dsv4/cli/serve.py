@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from dsv4 import settings
 from dsv4.checkpoint.hub import find_model
+from dsv4.cli import config_file
 from dsv4.cli.options import Device, Dialect, Draft, Dtype, Force, Kernels, ModelName, Numerics, choices
 from dsv4.cli.progress import byte_bar
 from dsv4.config import EngineOptions
@@ -20,11 +22,23 @@ NEEDS = ("fastapi", "uvicorn")
 LOOPBACK = ("127.", "::1")
 
 
+def _configure(ctx: typer.Context, file: Path | None) -> Path | None:
+    if file is not None:
+        ctx.default_map = config_file.read(file, serve)
+    return file
+
+
 def serve(
+    ctx: typer.Context,
     model: ModelName = None,
+    config: Annotated[
+        Path | None, typer.Option(callback=_configure, is_eager=True, help="options by name in YAML; those here win")
+    ] = None,
+    print_config: Annotated[bool, typer.Option("--print-config", help="print what counts as YAML, and end")] = False,
     host: Annotated[str, typer.Option(help="address to listen on; 0.0.0.0 for all")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one")] = 8000,
     api_key: Annotated[str | None, typer.Option(help="what clients must show; DSV4_API_KEY hides it from ps")] = None,
+    api_key_file: Annotated[Path | None, typer.Option(help="a file with the key and nothing else")] = None,
     name: Annotated[
         list[str] | None, typer.Option("--served-model-name", help="what clients call the model; repeatable")
     ] = None,
@@ -41,6 +55,7 @@ def serve(
     max_body_mib: Annotated[int, typer.Option(min=1, help="largest request")] = 16,
     unread: Annotated[int, typer.Option(min=1, help="tokens a client may leave unread before it has to wait")] = 1024,
     stall: Annotated[float, typer.Option(min=0.1, help="seconds after which an answer that nobody reads ends")] = 60,
+    deadline: Annotated[float | None, typer.Option(min=0.001, help="seconds after which any request ends")] = None,
     drain: Annotated[int, typer.Option(min=0, help="seconds that answers have to end after SIGTERM")] = 30,
     dialect: Dialect = None,
     numerics: Numerics = "official",
@@ -63,9 +78,11 @@ def serve(
         draft_tokens=draft,
         kernels=choices(kernels, force),
     )
-    key = api_key if api_key is not None else settings.load().api_key
-    if key is not None and not (key and key.isascii() and key.isprintable() and " " not in key):
-        raise ConfigError("the API key", wanted="printable ASCII characters without a space")
+    key = _key(api_key, api_key_file)
+    if print_config:
+        hidden = "# The API key is set and not shown: use api-key-file or DSV4_API_KEY.\n" if api_key else ""
+        print(hidden + config_file.text(ctx.params, serve), end="")
+        return
     lacking = [library for library in NEEDS if find_spec(library) is None]
     if lacking:
         raise ConfigError(f"dsv4 serve needs {' and '.join(lacking)}", do="pip install 'dsv4[server]'")
@@ -90,6 +107,7 @@ def serve(
         unread=unread,
         stall=stall,
         body=max_body_mib << 20,
+        deadline=deadline,
         drain=drain,
     )
     service = Service(llm, served)
@@ -101,6 +119,17 @@ def serve(
     err.print("\n".join(lines), style="dim", markup=False, soft_wrap=True)
     run.serve(service, bound)
     err.print("stopped", style="dim")
+
+
+def _key(given: str | None, file: Path | None) -> str | None:
+    """What clients must show: from the option, a file or the environment."""
+    if given is not None and file is not None:
+        raise ConfigError("the API key is given twice", do="leave out --api-key or --api-key-file")
+    key = file.read_text(encoding="utf-8", errors="replace").strip() if file else given
+    key = settings.load().api_key if key is None else key
+    if key is not None and not (key and key.isascii() and key.isprintable() and " " not in key):
+        raise ConfigError("the API key", wanted="printable ASCII characters without a space")
+    return key
 
 
 def _who(address: str, key: str | None) -> str:

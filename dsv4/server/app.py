@@ -19,6 +19,7 @@ from dsv4 import __version__
 from dsv4.errors import DSV4Error
 from dsv4.llm import LLM
 from dsv4.server.choice import Choice
+from dsv4.server.describe import request_body, responses
 from dsv4.server.guard import Guard
 from dsv4.server.job import Job, chat_job, completion_jobs, rendered, text_ids
 from dsv4.server.metrics import Metrics
@@ -45,10 +46,10 @@ class Service:
         api.add_exception_handler(HTTPException, _on_http_error)
         api.add_exception_handler(Exception, _on_surprise)
         for path, page in self._pages().items():
-            api.add_api_route(path, page, methods=["GET"], response_model=None)
+            api.add_api_route(path, page, methods=["GET"], response_model=None, responses=responses(path))
         for path, (endpoint, kind) in self._endpoints().items():
-            about = {"requestBody": {"content": {"application/json": {"schema": kind.model_json_schema()}}}}
-            api.add_api_route(path, endpoint, methods=["POST"], response_model=None, openapi_extra=about)
+            about: dict[str, Any] = {"responses": responses(path), "openapi_extra": request_body(kind)}
+            api.add_api_route(path, endpoint, methods=["POST"], response_model=None, **about)
         self.app = Guard(api, options)
 
     def _pages(self) -> dict[str, Callable[..., Any]]:
@@ -190,7 +191,7 @@ class Service:
         choices = [Choice(n, job, self.llm.tokenizer, name) for n, (job, _) in enumerate(wanted)]
         prompt_tokens = sum(len(job.prompt) for job in jobs)
         try:
-            reading = self.worker.submit([(job.prompt, sampling) for job, sampling in wanted])
+            reading = self.worker.submit([(job.prompt, sampling) for job, sampling in wanted], asked.timeout)
         except DSV4Error:
             self.metrics.ended["refused"] += 1
             raise

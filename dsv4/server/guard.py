@@ -6,6 +6,7 @@ import hmac
 import logging
 import traceback
 
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -35,6 +36,8 @@ class Guard:
                 await JSONResponse(body(refusal), refusal.status, refusal.headers)(scope, receive, send)
             else:
                 await self._app(scope, self._limited(receive), send)
+        except ClientDisconnect:  # with its request half sent: there is nobody to tell
+            return
         except Exception as error:  # the endpoint has answered 500 already, where it still could
             frames = "".join(traceback.format_tb(error.__traceback__))  # no message: it may quote a user
             log.error("a request failed: %s\n%s", type(error).__name__, frames)

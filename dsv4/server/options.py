@@ -10,8 +10,9 @@ class ServerOptions:
     """`names`: what clients may call the model, the first in answers. `key`: what they must show, None for nothing.
 
     `queue`: requests that may wait for a place. `unread`: tokens that one client may leave unread before its requests
-    pause; `stall`: seconds of such a pause after which they end. `body`: largest request in bytes. `drain`: seconds
-    that running answers have when the server is told to stop.
+    pause; `stall`: seconds of such a pause after which they end. `deadline`: seconds from acceptance after which any
+    request ends, None for never. `body`: largest request in bytes. `drain`: seconds that running answers have when the
+    server is told to stop.
     """
 
     names: tuple[str, ...]
@@ -19,5 +20,6 @@ class ServerOptions:
     queue: int = 64
     unread: int = 1024
     stall: float = 60.0
+    deadline: float | None = None
     body: int = 16 << 20
     drain: int = 30

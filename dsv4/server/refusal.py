@@ -30,6 +30,8 @@ class Refusal(DSV4Error):
     @property
     def headers(self) -> dict[str, str]:
         """HTTP headers that belong to it."""
+        if self.status == 504:  # OpenAI's clients would ask twice more in silence, and take three times as long
+            return {"x-should-retry": "false"}
         return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import signal
 import socket
+import time
 from collections.abc import Iterator
 
 import uvicorn
@@ -38,7 +40,10 @@ def url(bound: socket.socket) -> str:
 
 
 class Server(uvicorn.Server):
-    """On SIGTERM or Ctrl-C nothing new is taken and what runs is finished, within `drain` seconds; a second ends it."""
+    """On SIGTERM or Ctrl-C nothing new is taken and what runs is finished, within `drain` seconds; a second ends it.
+
+    Until then it listens: whoever comes is told 503 (draining), those who ask /ready too.
+    """
 
     def __init__(self, service: Service) -> None:
         config = uvicorn.Config(
@@ -46,10 +51,9 @@ class Server(uvicorn.Server):
             log_level="warning",
             access_log=False,
             server_header=False,
-            timeout_graceful_shutdown=service.options.drain,
         )
         super().__init__(config)
-        self._worker = service.worker
+        self._worker, self._drain = service.worker, service.options.drain
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -59,6 +63,14 @@ class Server(uvicorn.Server):
             for number in wanted:
                 loop.add_signal_handler(number, self.end)
         yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close when the last answer has ended, or its time is over."""
+        end = time.monotonic() + self._drain
+        while self._worker.live and not self.force_exit and time.monotonic() < end:
+            await asyncio.sleep(0.02)
+        self.config.timeout_graceful_shutdown = max(0, math.ceil(end - time.monotonic()))
+        await super().shutdown(sockets)
 
     def end(self) -> None:
         """Begin to drain; the second time, end."""

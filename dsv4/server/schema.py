@@ -76,6 +76,7 @@ class Generating(Sent):
     stop: StopText | Annotated[list[StopText], Field(max_length=16)] | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     logit_bias: dict[str, Number] | None = None
+    timeout: Annotated[Number, Field(gt=0)] | None = None  # seconds; the server's own deadline counts where it is less
 
     @property
     def include_usage(self) -> bool:

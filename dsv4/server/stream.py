@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from typing import Any
 
 from fastapi import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -29,9 +30,10 @@ class EventStream(StreamingResponse):
         super().__init__(events, media_type="text/event-stream", headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
+        """Send it. With a deadline not before the first token: what never began is refused with a status of its own."""
         try:
-            await super().__call__(scope, receive, send)
+            if self._reading.seconds is None or await _unless_gone(receive, self._reading.arrival()):
+                await super().__call__(scope, receive, send)
         finally:
             self._worker.close(self._reading)
 
@@ -63,17 +65,11 @@ async def whole(
     request: Request, worker: Worker, reading: Reading, head: Head, choices: Sequence[Choice], prompt_tokens: int
 ) -> Response:
     """The answer when it is complete. Raises what ended it early."""
-    collecting = asyncio.ensure_future(_collect(reading, choices))
-    leaving = asyncio.ensure_future(_gone(request))
     try:
-        await asyncio.wait({collecting, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not collecting.done():
+        if not await _unless_gone(request.receive, _collect(reading, choices)):
             return Response(status_code=499)  # nobody reads it
-        collecting.result()
         return JSONResponse(whole_answer(head, choices, prompt_tokens))
     finally:
-        collecting.cancel()
-        leaving.cancel()
         worker.close(reading)
 
 
@@ -83,6 +79,19 @@ async def _collect(reading: Reading, choices: Sequence[Choice]) -> None:
             choices[place].push(delta)
 
 
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
+async def _unless_gone(receive: Receive, doing: Coroutine[Any, Any, None]) -> bool:
+    """Whether it came to its end before the client went away. Raises what it raises."""
+    work, leaving = asyncio.ensure_future(doing), asyncio.ensure_future(_gone(receive))
+    try:
+        await asyncio.wait({work, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            work.result()
+        return work.done()
+    finally:
+        work.cancel()
+        leaving.cancel()
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
         pass

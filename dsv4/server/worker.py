@@ -3,7 +3,8 @@
 In: requests are counted when they are accepted, and no more are accepted than there are slots and places in the queue.
 Out: each client has a `Reading`, which the engine fills step by step. A client that leaves `unread` tokens unread is
 put on hold: its requests wait, and give their slots to whoever waits for one; all others go on at full speed. After
-`stall` seconds of that they end. What a request answers does not depend on any of this.
+`stall` seconds of that they end. So does a request at its deadline, the server's or its own. What a request answers
+does not depend on any of this.
 
 Nothing but this thread touches the engine while it runs; others read what never changes (`Engine.check`) and counters.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
 import traceback
@@ -42,7 +44,7 @@ class Clock:
 class Reading:
     """What one client waits for: deltas of its requests, each with the request's place in what was submitted."""
 
-    def __init__(self, worker: Worker, loop: asyncio.AbstractEventLoop, count: int) -> None:
+    def __init__(self, worker: Worker, loop: asyncio.AbstractEventLoop, count: int, seconds: float | None) -> None:
         self._worker, self.loop = worker, loop
         self._items: deque[tuple[int, Delta]] = deque()
         self._fresh = asyncio.Event()
@@ -50,15 +52,25 @@ class Reading:
         self.sent = self.taken = 0  # written by the engine's thread and by the event loop's, in this order
         self.held_since: float | None = None  # the engine's thread alone writes it
         self.clocks = [Clock(time.monotonic()) for _ in range(count)]
+        self.seconds = seconds  # that its requests have, None for all the time
         self.open = set(range(count))
 
-    async def next(self) -> list[tuple[int, Delta]]:
-        """All that has come since the last time, at least one; a Refusal if the engine gave up."""
+    @property
+    def left(self) -> float:
+        """Seconds until its deadline."""
+        return math.inf if self.seconds is None else self.clocks[0].began + self.seconds - time.monotonic()
+
+    async def arrival(self) -> None:
+        """Wait until there is something to take; a Refusal if nothing more will come."""
         while not self._items:
             if self._failed is not None:
                 raise self._failed
             self._fresh.clear()
             await self._fresh.wait()
+
+    async def next(self) -> list[tuple[int, Delta]]:
+        """All that has come since the last time, at least one; a Refusal if nothing more will come."""
+        await self.arrival()
         items = list(self._items)
         self._items.clear()
         self.taken += len(items)
@@ -119,15 +131,19 @@ class Worker:
         if self.draining:
             raise Refusal("the server is shutting down", status=503, code="draining", retry_after=5)
 
-    def submit(self, asked: Sequence[Asked]) -> Reading:
-        """Accept all of these or none. RequestError for one that can never be served, Refusal when there is no room."""
+    def submit(self, asked: Sequence[Asked], timeout: float | None = None) -> Reading:
+        """Accept all of these or none. RequestError for one that can never be served, Refusal when there is no room.
+
+        After `timeout` seconds, or the server's deadline if that is less, they end.
+        """
         self.check()
         for prompt, sampling in asked:
             self._engine.check(prompt, sampling)
         room = self.slots + self._options.queue
         if len(asked) > room:
             raise Refusal("too many answers asked for at once", got=len(asked), wanted=f"at most {room}", param="n")
-        reading = Reading(self, asyncio.get_running_loop(), len(asked))
+        seconds = min((some for some in (timeout, self._options.deadline) if some is not None), default=None)
+        reading = Reading(self, asyncio.get_running_loop(), len(asked), seconds)
         with self._wake:
             self.check()  # again: from here on the thread cannot end without seeing what is in its inbox
             if self.live + len(asked) > room:
@@ -172,7 +188,7 @@ class Worker:
                     action()
                 if not self._engine.stalled:
                     self._hand_out(self._engine.step())
-                self._end_stalled()
+                self._end_late()
         except Exception as error:  # whatever it is: nobody may wait for an engine that is gone
             frames = "".join(traceback.format_tb(error.__traceback__))  # without the message: it may quote a user
             log.error("the engine stopped: %s\n%s", type(error).__name__, frames)
@@ -182,10 +198,11 @@ class Worker:
             self._abandon()
 
     def _actions(self) -> list[Callable[[], None]]:
-        """What was posted; waits for something to do, but not longer than a stalled client may take."""
+        """What was posted; waits for something to do, but not past the moment at which a request may have to end."""
         with self._wake:
             if not self._inbox and not self._stopping and self._engine.stalled:
-                self._wake.wait(min(1.0, self._options.stall) if self._clients else None)
+                left = (reading.left for reading, _ in self._clients.values())
+                self._wake.wait(max(0.0, min(1.0, self._options.stall, *left)) if self._clients else None)
             actions, self._inbox = self._inbox, []
         return actions
 
@@ -237,18 +254,24 @@ class Worker:
             for number in self._numbers(reading):
                 self._engine.hold(number, False)
 
-    def _end_stalled(self) -> None:
-        late = time.monotonic() - self._options.stall
+    def _end_late(self) -> None:
+        """End what has been on hold for too long, and what is past its deadline."""
         for reading in {reading for reading, _ in self._clients.values()}:
-            if reading.held_since is not None and reading.held_since < late:
+            late = self._late(reading)
+            if late is not None:
                 self._drop(reading)
-                gone = Refusal(
-                    "the answer was not read",
-                    status=408,
-                    code="reader_stalled",
-                    got=f"{self._options.unread} tokens unread for {self._options.stall:g} s",
-                )
-                reading.loop.call_soon_threadsafe(self._fail, reading, gone, "stalled")
+                reading.loop.call_soon_threadsafe(self._fail, reading, *late)
+
+    def _late(self, reading: Reading) -> tuple[Refusal, str] | None:
+        """Why its requests may not go on, and the outcome that counts this."""
+        unread, stall = self._options.unread, self._options.stall
+        if reading.held_since is not None and reading.held_since < time.monotonic() - stall:
+            got = f"{unread} tokens unread for {stall:g} s"
+            return Refusal("the answer was not read", status=408, code="reader_stalled", got=got), "stalled"
+        if reading.left <= 0:
+            got, do = f"{reading.sent} tokens in {reading.seconds:g} s", "ask for fewer, or allow a longer timeout"
+            return Refusal("the deadline has passed", status=504, code="deadline_exceeded", got=got, do=do), "deadline"
+        return None
 
     def _abandon(self) -> None:
         gone = Refusal("the engine has stopped", status=503, code="engine_stopped", do="restart the server")
