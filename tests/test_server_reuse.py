@@ -7,11 +7,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from dsv4.cli.main import main
 from dsv4.config import EngineOptions
+from dsv4.engine.scheduler import Work
 from dsv4.llm import LLM
-from tests.serving import FRANCE, OFF, STORY, Running, running
+from dsv4.server.said import Said
+from tests.serving import FRANCE, OFF, STORY, Running, changed, running
 
 CHAT = "/v1/chat/completions"
 PLAIN = {"temperature": 0, "max_tokens": 12} | OFF
@@ -46,6 +50,37 @@ def test_the_second_turn_of_a_chat_is_cached_and_counted(server: Running) -> Non
     assert server.metric("prompt_tokens_cached_total") == before + cached(second)
     again = told(server, talk)
     assert again["logit_hash"] == second["logit_hash"]
+
+
+def test_what_was_sampled_comes_back_however_it_is_spelt(server: Running) -> None:
+    """The model says letters one by one, as no tokenizer would: its next turn finds these ids, and no other does."""
+    llm = server.service.llm
+    letters = [llm.tokenizer.encode_text(letter)[0] for letter in "Paris"]
+    ids, talk = [*letters, llm.tokenizer.eos_id, *[400] * 9], [{"role": "user", "content": "Spell it."}]
+
+    def spelling(item: Work, logits: Tensor) -> Tensor:
+        place = item.end - len(item.request.prompt)
+        rows = [row.index_fill(0, torch.tensor(id), 1e4) for row, id in zip(logits, ids[place:], strict=False)]
+        return torch.stack(rows) if rows else logits
+
+    with changed(llm, spelling):
+        first = told(server, talk)
+    assert first["choices"][0]["message"]["content"] == "Paris"
+    assert first["usage"]["completion_tokens"] == 6 > 1 + len(llm.tokenizer.encode_text("Paris"))
+    goes_on = [first["choices"][0]["message"], {"role": "user", "content": "Again."}]
+    assert cached(told(server, [*talk, *goes_on])) == first["usage"]["total_tokens"] - 1
+    other = told(server, [{"role": "user", "content": "Spell it!"}, *goes_on])
+    plain = server.post("/tokenize", {"messages": [{"role": "user", "content": "Spell it!"}, *goes_on]} | OFF).json()
+    assert other["usage"]["prompt_tokens"] == plain["count"]
+
+
+def test_only_the_latest_answers_are_remembered() -> None:
+    said = Said(limit=2)
+    for number in range(3):
+        said.keep([7, number // 2, 9], [number])
+    assert said.find([7, 0, 5]) == [[1]]  # whichever token opened the answer
+    assert said.find([7, 1, 9]) == [[2]]
+    assert said.find([8, 1, 9]) == []
 
 
 def test_a_hash_names_the_bits_whole_or_streamed(server: Running) -> None:

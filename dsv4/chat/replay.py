@@ -6,7 +6,7 @@ the very ids of the turn before is what the model really said, and what a cache 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from dsv4.chat.control import ASSISTANT, END_THINK, EOS, Control, Piece, as_text
@@ -22,14 +22,23 @@ def replay(pieces: Sequence[Piece], answers: Sequence[Sequence[int]], tokenizer:
     follows its `</think>` where old reasoning is left out. Anything else (an edited text, another model's ids) is
     encoded as text, as `Tokenizer.encode_prompt` does.
     """
+    known = iter(answers)
+    return replay_known(pieces, lambda _: (next(known, ()),), tokenizer)
+
+
+def replay_known(
+    pieces: Sequence[Piece], known: Callable[[Sequence[int]], Iterable[Sequence[int]]], tokenizer: Tokenizer
+) -> list[int]:
+    """The same, asking `known` for all that may have been sampled behind the ids before an answer, in order."""
     ids: list[int] = []
-    start, known = 0, iter(answers)
+    start = 0
     for end, piece in enumerate(pieces):
         if piece != Control(EOS):  # each finished assistant message has one, and nothing else does
             continue
-        sampled, opened = next(known, ()), _opened(pieces, start, end)
+        opened = _opened(pieces, start, end)
         ids += tokenizer.encode_prompt(pieces[start:opened])
-        ids += _spelling(pieces[opened:end], sampled, tokenizer) or tokenizer.encode_prompt(pieces[opened:end])
+        spelt = (_spelling(pieces[opened:end], sampled, tokenizer) for sampled in known(ids))
+        ids += next(filter(None, spelt), []) or tokenizer.encode_prompt(pieces[opened:end])
         ids.append(tokenizer.eos_id)
         start = end + 1
     return ids + tokenizer.encode_prompt(pieces[start:])

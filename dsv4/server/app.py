@@ -25,6 +25,7 @@ from dsv4.server.job import Job, chat_job, completion_jobs, rendered, text_ids
 from dsv4.server.metrics import Metrics
 from dsv4.server.options import ServerOptions
 from dsv4.server.refusal import Refusal, body, refused
+from dsv4.server.said import Said
 from dsv4.server.schema import ChatRequest, CompletionRequest, DetokenizeRequest, Sent, TokenizeRequest, read
 from dsv4.server.shapes import Head, Json
 from dsv4.server.stream import EventStream, whole
@@ -36,7 +37,7 @@ class Service:
 
     def __init__(self, llm: LLM, options: ServerOptions) -> None:
         self.llm, self.options, self.metrics = llm, options, Metrics()
-        self.worker = Worker(llm, options, self.metrics)
+        self.worker, self.said = Worker(llm, options, self.metrics), Said()
         self.started, self.fingerprint = int(time.time()), fingerprint(llm)
         # Newer versions of FastAPI would report exceptions, messages included, to wherever the environment says.
         silent = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
@@ -164,7 +165,7 @@ class Service:
     async def chat(self, request: Request) -> Response:
         """Messages in, an answer out."""
         asked = await self._read(ChatRequest, request)
-        jobs = await self._made(lambda: [chat_job(asked, self.llm)])
+        jobs = await self._made(lambda: [chat_job(asked, self.llm, self.said)])
         return await self._answer(request, asked, jobs, chat=True)
 
     async def completions(self, request: Request) -> Response:

@@ -22,6 +22,7 @@ class Choice:
         """`name` makes the ids of calls unique among all answers."""
         self.index, self.job, self.seed = index, job, job.answers[0].seed
         self.events: list[Event] = []
+        self.ids: list[int] = []  # all that was sampled
         self.tokens = self.reasoning_tokens = 0
         self.cached = 0  # tokens of the prompt that an earlier request had left
         self.hash: str | None = None  # of the logits behind all tokens, when the answer is whole
@@ -43,6 +44,7 @@ class Choice:
         if delta.error is not None:
             raise delta.error
         self.tokens += 1
+        self.ids.append(delta.token)
         self.cached, self.hash = self.cached + delta.cached, delta.hash
         self._thinking = self._thinking and delta.token != self._end_think
         self.reasoning_tokens += self._thinking
@@ -51,6 +53,8 @@ class Choice:
         events = self._parsed(delta)
         if delta.finish:
             self.finish = FINISH[delta.finish]
+            if self.job.said is not None:
+                self.job.said.keep(self.job.prompt, self.ids)
         if self.job.one_call and ToolCallEnd(0) in events:
             events, self.finish = events[: events.index(ToolCallEnd(0)) + 1], "stop"
         self.events += events

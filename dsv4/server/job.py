@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dsv4.chat.encode import Prompt, encode_messages
+from dsv4.chat.replay import replay_known
 from dsv4.engine.request import Sampling
 from dsv4.llm import LLM
 from dsv4.server.refusal import Refusal
+from dsv4.server.said import Said
 from dsv4.server.schema import ChatRequest, CompletionRequest, Generating, TokenizeRequest
 
 COMPLETION_TOKENS = 16  # what /v1/completions has always given to those who do not say
@@ -22,7 +24,7 @@ class Job:
     """One prompt and the answers wanted of it, each with its sampling.
 
     `in_reasoning`: how a chat answer begins; None for a plain text. `tools`: whether calls may be made, `one_call`:
-    whether the first ends the answer. `echo` is shown before each answer.
+    whether the first ends the answer. `echo` is shown before each answer. `said`: who remembers what is sampled.
     """
 
     prompt: tuple[int, ...]
@@ -31,13 +33,14 @@ class Job:
     tools: bool = False
     one_call: bool = False
     echo: str = ""
+    said: Said | None = None
 
 
-def chat_job(asked: ChatRequest, llm: LLM) -> Job:
-    """A chat as a job. PromptError, RequestError or Refusal for one that cannot be had."""
+def chat_job(asked: ChatRequest, llm: LLM, said: Said | None = None) -> Job:
+    """A chat as a job, its answers so far as `said` knows them. PromptError, RequestError or Refusal if none can be."""
     tools = _tools(asked)
     prompt = rendered(asked, llm, tools)
-    ids = tuple(llm.tokenizer.encode_prompt(prompt.pieces))
+    ids = tuple(replay_known(prompt.pieces, said.find if said else lambda _: (), llm.tokenizer))
     limit = asked.max_completion_tokens or asked.max_tokens
     if asked.max_tokens not in (None, limit):
         raise Refusal("max_tokens and max_completion_tokens differ", param="max_tokens", do="send one of them")
@@ -46,7 +49,7 @@ def chat_job(asked: ChatRequest, llm: LLM) -> Job:
     candidates = asked.top_logprobs or 0 if asked.logprobs else None
     offered = asked.tool_choice != "none" and bool(tools or any(message.get("tools") for message in asked.messages))
     answers = _answers(asked, ids, llm, limit, candidates)
-    return Job(ids, answers, prompt.in_reasoning, offered, asked.parallel_tool_calls is False)
+    return Job(ids, answers, prompt.in_reasoning, offered, asked.parallel_tool_calls is False, said=said)
 
 
 def completion_jobs(asked: CompletionRequest, llm: LLM) -> list[Job]:
