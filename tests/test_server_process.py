@@ -164,9 +164,9 @@ def test_a_server_that_is_killed_leaves_nothing_behind(tmp_path: Path, monkeypat
 
 
 SWALLOWS = """
-print("loading", flush=True)
+import time
 try:
-    import time
+    print("loading", flush=True)
     for _ in range(600): time.sleep(0.1)
 except BaseException:
     pass
