@@ -1,4 +1,4 @@
-"""What engine and server cost per token beside the model: many streams from another process, and a model that takes no time.
+"""What engine and server cost per token beside the model: many streams, and a model that takes no time.
 
     python -m bench.overhead [--streams 32] [--tokens 256] [--greedy] [--profile] [--out FILE]
 
@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import cProfile
 import json
+import os
 import pstats
 import subprocess
 import sys
@@ -79,7 +80,10 @@ def measure(streams: int, tokens: int, answers: int, greedy: bool, profile: bool
     if profile:
         service.worker._thread = threading.Thread(target=lambda: profiler.runcall(real), daemon=True)
     loop = cProfile.Profile()
-    serving = lambda: asyncio.run(server.serve(sockets=[bound]))
+
+    def serving() -> None:
+        asyncio.run(server.serve(sockets=[bound]))
+
     thread = threading.Thread(target=(lambda: loop.runcall(serving)) if profile else serving, daemon=True)
     thread.start()
     extra = {"temperature": 0} if greedy else {}
@@ -113,7 +117,7 @@ def main() -> None:
     line = {
         "bench": "overhead",
         **circumstances(torch.device("cpu")),
-        "cores": torch.get_num_interop_threads(),
+        "cores": os.cpu_count(),
         **how,
         **found,
     }

@@ -73,7 +73,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
     "an error in the stream": (swap("data: [DONE]", 'data: {"error":{},"choices":[]}\n\ndata: [DONE]'), "framing"),
     "a finish_reason of its own": (swap('"finish_reason":"length"', '"finish_reason":"max"'), "cut at max_tokens"),
     "stop where it was cut": (swap('"finish_reason":"length"', '"finish_reason":"stop"'), "cut at max_tokens"),
-    "no finish_reason in a stream": (swap('"finish_reason":"length"', '"finish_reason":null'), "one end and nothing behind it"),
+    "no end in a stream": (swap('"finish_reason":"length"', '"finish_reason":null'), "one end and nothing behind it"),
     "a chunk behind the end": (last, "one end and nothing behind it"),
     "a character cut": (lambda body: body.replace("é".encode(), b"\xc3"), "UTF-8 is never cut"),
     "a character replaced": (
@@ -86,14 +86,14 @@ FAULTS: dict[str, tuple[Change, str]] = {
     "no role in a stream": (other_name("role"), "the role comes first"),
     "a new id for each chunk": (new_ids, "one id in all chunks"),
     "arguments that are no JSON": (swap('Paris\\"}', "Paris"), "a call"),
-    "streamed arguments that are no JSON": (swap('\\"}"', '\\""'), "a call, streamed"),
+    "streamed arguments that are no JSON": (swap('"arguments":"}"', '"arguments":""'), "a call, streamed"),
     "a call without an id": (other_name("id"), "a call"),
     "one id for all calls": (swap('_1","type":"function"', '_0","type":"function"'), "a call"),
     "no name in the first delta": (swap('"name":"warmth","arguments":""', '"arguments":""'), "a call, streamed"),
-    "a probability above 1": (swap('"logprob":-', '"logprob":1'), "logprobs"),
+    "a probability above 1": (swap('"logprob":', '"logprob":1'), "logprobs"),
     "errors in another shape": (other_name("error"), "no messages"),
     "an error without a type": (other_name("type"), "an unknown model"),
-    "an error that is a text": (lambda body: b'{"error":"no"}' if body.startswith(b'{"error"') else body, "no messages"),
+    "an error that is a text": (lambda body: b'{"error":"no"}' if body[:8] == b'{"error"' else body, "no messages"),
     "an empty list of models": (swap('"object":"model"', '"object":"thing"'), "models are listed"),
     "a second answer that is the first": (swap('"index":1', '"index":0'), "two answers, streamed"),
 }  # fmt: skip
@@ -128,7 +128,6 @@ class Faulty:
 def with_fault(server: Running, case: str, **changes: Any) -> Verdict:
     config = server.server.config
     app, group = config.loaded_app, next(one.group for one in CASES if one.name == case)
-    assert verdicts(server, group)[case].verdict == "pass"
     config.loaded_app = Faulty(app, **changes)
     try:
         found = conform(Client(server.url, "a key", 60), "pico", (group,))

@@ -50,7 +50,7 @@ def read_slo(text: str) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Figures:
-    """What is known of one point. Rates are a second, latencies ms by measure and percent; `late`: of ourselves, p99."""
+    """What is known of one point. Latencies are ms by measure and percent; `late`: of ourselves, p99."""
 
     point: Point
     good: int

@@ -144,7 +144,9 @@ def _show(found: Sequence[Figures], err: Console) -> None:
 
 
 def _write(out: Path, found: Sequence[Figures], asked: dict[str, Any]) -> None:
-    from dsv4.bench.ops import circumstances, torch  # takes a second
+    import torch  # takes a second
+
+    from dsv4.bench.ops import circumstances
 
     shared = circumstances(torch.device("cpu"))
     client = {name: shared[name] for name in ("date", "commit", "device", "python")}

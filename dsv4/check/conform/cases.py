@@ -34,14 +34,13 @@ SCHEMA: Final = {
     "additionalProperties": False,
 }
 HELD: Final = {"messages": [{"role": "user", "content": "Paris as JSON."}], "max_tokens": 200, "temperature": 0}
-OPTIONAL: Final = ("structured", "responses", "messages", "tokenizer", "watching")
 
 
 @dataclass(frozen=True)
 class Case:
-    """`body`: None for a GET; bytes go out as they are; `model` is added. `like`: another case whose answer must say the
-    same. `key`: what to show instead of the user's. `required`: a refusal by name (400, 404, 422) passes for no failure
-    where False. `leave`: go away after the first event, and see whether the server lives.
+    """`body`: None for a GET; bytes go out as they are; `model` is added. `like`: another case whose answer must say
+    the same. `headers`: instead of the user's, with a wrong key. `required`: where False, a server that does not offer
+    it does not fail. `leave`: go away after the first event, and see whether the server lives.
     """
 
     name: str
@@ -68,7 +67,8 @@ _STREAMED = (c.ok, c.framed, c.one_end)
 _BAD = (400, 422)
 CASES: Final = (
     _get("models are listed", "models", "/models", c.ok, c.has("object", "list"), c.has("data.0.object", "model")),
-    _get("a model by its name", "models", "/models/{model}", c.ok, c.has("id", str), c.has("object", "model"), required=False),
+    _get("a model by its name", "models", "/models/{model}", c.ok, c.has("id", str), c.has("object", "model"),
+          required=False),
     _chat("a whole answer", SHORT, c.ok, c.has("object", "chat.completion"), c.has("id", str), c.has("created", int),
           c.has("model", str), c.finishes("stop", "length")),
     _chat("the role", SHORT, c.ok, c.has("choices.0.message.role", "assistant")),
@@ -85,7 +85,8 @@ CASES: Final = (
     _chat("logit_bias", {**SHORT, "logit_bias": {"5": -100}}, c.ok, c.finishes("stop", "length")),
     _chat("roles", {**SHORT, "messages": [{"role": "system", "content": "Be brief."}, *HELLO,
           {"role": "assistant", "content": "Hello."}, *HELLO]}, c.ok, c.has("choices.0.message.role", "assistant")),
-    _chat("content in parts", {**SHORT, "messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]}, c.ok),
+    _chat("content in parts", {**SHORT, "messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]},
+          c.ok),
     _chat("no effort", {**SHORT, "reasoning_effort": "none"}, c.ok, group="reasoning", required=False),
     _chat("thinking off", {**SHORT, "thinking": {"type": "disabled"}}, c.ok, group="reasoning", required=False),
     _chat("framing", STREAM, c.ok, c.framed, group="stream"),
@@ -96,19 +97,25 @@ CASES: Final = (
     _chat("UTF-8 is never cut", {**STREAM, "max_tokens": 48, "temperature": 1,
           "messages": [{"role": "user", "content": "Zeig mir 你好 und 👋🏽!"}]}, *_STREAMED, group="stream"),
     _chat("a client that leaves", {**STREAM, "max_tokens": 64}, c.ok, group="stream", leave=True),
-    _chat("tools are taken", {**CALL, "max_tokens": 8}, c.ok, c.finishes("stop", "length", "tool_calls"), group="tools"),
+    _chat("tools are taken", {**CALL, "max_tokens": 8}, c.ok, c.finishes("stop", "length", "tool_calls"),
+          group="tools"),
     _chat("a round trip", {**SHORT, "tools": [TOOL], "messages": ROUND}, c.ok, group="tools"),
-    _chat("tool_choice none", {**CALL, "max_tokens": 8, "tool_choice": "none"}, c.ok, c.finishes("stop", "length"), group="tools"),
+    _chat("tool_choice none", {**CALL, "max_tokens": 8, "tool_choice": "none"}, c.ok, c.finishes("stop", "length"),
+          group="tools"),
     _chat("a call", CALL, c.ok, c.called, group="tools"),
     _chat("a call, streamed", {**CALL, "stream": True}, *_STREAMED, c.call_deltas, group="tools"),
     _chat("one call at most", {**CALL, "parallel_tool_calls": False}, c.ok, c.called, group="tools"),
     _chat("a call required", {**CALL, "tool_choice": "required"}, c.ok, c.called, group="tools", required=False),
     _chat("a call by name", {**CALL, "tool_choice": NAMED}, c.ok, c.called, group="tools", required=False),
-    _chat("json_object", {**HELD, "response_format": {"type": "json_object"}}, c.ok, c.json_content, group="structured", required=False),
-    _chat("json_schema", {**HELD, "response_format": {"type": "json_schema", "json_schema": {"name": "city", "strict": True,
+    _chat("json_object", {**HELD, "response_format": {"type": "json_object"}}, c.ok, c.json_content,
+          group="structured", required=False),
+    _chat("json_schema", {**HELD, "response_format": {"type": "json_schema", "json_schema": {"name": "city",
+          "strict": True,
           "schema": SCHEMA}}}, c.ok, c.json_kind, group="structured", required=False),
-    _chat("a completion", {"prompt": "Hello", "max_tokens": 4, "temperature": 0}, c.ok, c.has("object", "text_completion"),
-          c.has("choices.0.text", str), c.finishes("stop", "length"), c.usage, group="completions", path=TEXT, required=False),
+    _chat("a completion", {"prompt": "Hello", "max_tokens": 4, "temperature": 0}, c.ok, c.has("object",
+          "text_completion"),
+          c.has("choices.0.text", str), c.finishes("stop", "length"), c.usage,
+          group="completions", path=TEXT, required=False),
     _chat("a completion, streamed", {"prompt": "Hello", "max_tokens": 4, "temperature": 0, "stream": True}, *_STREAMED,
           group="completions", path=TEXT, required=False, like="a completion"),
     _chat("a response", {"input": "Say hello.", "max_output_tokens": 16}, c.ok, c.has("object", "response"),
@@ -116,9 +123,11 @@ CASES: Final = (
           group="responses", path=RESPONSES, required=False),
     _chat("a response, streamed", {"input": "Say hello.", "max_output_tokens": 16, "stream": True}, c.ok,
           c.named_events("response.created", "response.completed"), group="responses", path=RESPONSES, required=False),
-    _chat("a message", {"messages": HELLO, "max_tokens": 16}, c.ok, c.has("type", "message"), c.has("role", "assistant"),
+    _chat("a message", {"messages": HELLO, "max_tokens": 16}, c.ok, c.has("type", "message"), c.has("role",
+          "assistant"),
           c.has("content", list), c.has("stop_reason", ("end_turn", "max_tokens", "stop_sequence", "tool_use")),
-          c.has("usage.input_tokens", int), c.has("usage.output_tokens", int), group="messages", path=MESSAGES, required=False),
+          c.has("usage.input_tokens", int), c.has("usage.output_tokens", int),
+          group="messages", path=MESSAGES, required=False),
     _chat("a message, streamed", {"messages": HELLO, "max_tokens": 16, "stream": True}, c.ok,
           c.named_events("message_start", "message_stop"), group="messages", path=MESSAGES, required=False),
     _chat("tokens of a message", {"messages": HELLO}, c.ok, c.has("input_tokens", int), group="messages",
@@ -127,7 +136,7 @@ CASES: Final = (
     _chat("no messages", {"max_tokens": 4}, c.error(*_BAD), group="errors"),
     _chat("a wrong type", {**SHORT, "temperature": "hot"}, c.error(*_BAD), group="errors"),
     _chat("an unknown model", {**SHORT, "model": "no-such-model"}, c.error(404, 400), group="errors"),
-    _chat("more than the context", {**SHORT, "max_tokens": 1 << 30}, c.error(*_BAD), group="errors", required=False),
+    _chat("more than the context", {**SHORT, "max_tokens": 1 << 30}, c.error(*_BAD), group="errors"),
     Case("a wrong method", "errors", CHAT, None, (c.error(405, 404),), "GET"),
     _get("a wrong path", "errors", "/no-such-path", c.error(404)),
     Case("a wrong key", "errors", CHAT, SHORT, (c.error(401, 403),), headers={"Authorization": "Bearer wrong"}),

@@ -205,7 +205,7 @@ def calls(message: Json) -> list[Json]:
     for call in found:
         want(call.get("type") == "function" and call.get("id"), call, "an id and type function")
         whole(at(call, "function.arguments"))
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def whole(arguments: Any) -> None:

@@ -25,7 +25,7 @@ class Verdict(NamedTuple):
 
 
 def conform(client: Client, model: str | None, groups: tuple[str, ...] = (), strict: bool = False) -> Iterator[Verdict]:
-    """Verdicts as they come. `strict`: what is not offered is a failure. RequestError if the server cannot be reached."""
+    """Verdicts as they come. `strict`: what is not offered is a failure. RequestError if nobody is there."""
     named = model or asyncio.run(client.first_model())
     said: dict[str, list[Any]] = {}
     for case in CASES:
@@ -40,11 +40,8 @@ async def _judged(client: Client, case: Case, model: str, said: dict[str, list[A
         if case.leave:
             await _leave(client, case, model)
         got = await _answer(client, case, model)
-        if (
-            not case.required
-            and got.status in (REFUSED if case.path == CHAT else NOWHERE)
-            and not (strict or "context" in case.name)
-        ):
+        absent = REFUSED if case.path == CHAT else NOWHERE
+        if not (case.required or strict) and got.status in absent:
             return Verdict(case, "absent", f"{got.status} {words(b' '.join(got.lines))}"[:120])
         for check in case.checks:
             check(got)
