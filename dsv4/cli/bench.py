@@ -1,4 +1,4 @@
-"""`dsv4 bench`: how fast ops are, and how far from what the memory allows."""
+"""`dsv4 bench`: how fast ops are, and how far from what the memory allows; how long users of a server wait."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from dsv4.cli.bench_serve import serve
 from dsv4.cli.target import writable
 from dsv4.errors import RequestError
 
 if TYPE_CHECKING:
     from dsv4.bench.ops import Measured
 
-app = typer.Typer(no_args_is_help=True, help="Measure speed on this machine.")
+app = typer.Typer(no_args_is_help=True, help="Measure speed: of ops on this machine, of a server.")
+app.command()(serve)
 
 
 @app.callback()
 def bench() -> None:
-    """Measure speed on this machine."""
+    """Measure speed: of ops on this machine, of a server."""
 
 
 @app.command()

@@ -22,6 +22,7 @@ from dsv4.cli.options import (
     Effort,
     Force,
     Kernels,
+    KeyFile,
     MinP,
     ModelName,
     Numerics,
@@ -30,6 +31,7 @@ from dsv4.cli.options import (
     TopK,
     TopP,
     choices,
+    key_of,
 )
 from dsv4.cli.progress import byte_bar
 from dsv4.config import EngineOptions
@@ -40,7 +42,7 @@ from dsv4.errors import DSV4Error
 def chat(
     model: ModelName = None,
     url: Annotated[str | None, typer.Option(help="an OpenAI-compatible server, which then runs MODEL")] = None,
-    key_file: Annotated[Path | None, typer.Option(help="a file with the key for --url")] = None,
+    key_file: KeyFile = None,
     system: System = "",
     think: Annotated[bool | None, typer.Option("--think/--no-think", help="let the model reason first")] = None,
     effort: Effort = None,
@@ -77,7 +79,7 @@ def chat(
     if url is not None:
         from dsv4.cli.chat_remote import Remote
 
-        key = None if key_file is None else key_file.read_text(encoding="utf-8").strip()
+        key = key_of(key_file)
         source: Source = Remote(url, model, key, asked)
         started = [f"model     {source.name}"]
     else:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from dsv4.chat.events import ContentDelta, Event, ReasoningDelta
+from dsv4.check.wire import base, data, words
 from dsv4.cli.chat_talk import Talk
 from dsv4.cli.chat_turn import Turn
 from dsv4.errors import RequestError
@@ -38,7 +39,7 @@ class Remote:
     blocking = True
 
     def __init__(self, url: str, model: str | None, key: str | None, asked: Mapping[str, Any]) -> None:
-        self._base, self._key = _base(url), key
+        self._base, self._key = base(url), key
         local = urllib.parse.urlsplit(url).hostname in LOOPBACK
         # A proxy cannot know what this machine calls localhost.
         self._opener = urllib.request.build_opener(_Stay, *([urllib.request.ProxyHandler({})] if local else []))
@@ -92,14 +93,6 @@ class Remote:
             raise RequestError(f"{self._base} cannot be asked", got=f"{type(error).__name__}: {error}") from None
 
 
-def _base(url: str) -> str:
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise RequestError("--url", got=repr(url), wanted="http://HOST:PORT or https://HOST, with or without /v1")
-    path = parts.path.rstrip("/").removesuffix("/chat/completions") or "/v1"
-    return f"{parts.scheme}://{parts.netloc}{path}"
-
-
 def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
     """Role and text alone: old reasoning is dropped anyway, and the ids are ours."""
     return {"role": message["role"], "content": message["content"]}
@@ -114,46 +107,40 @@ def _wishes(talk: Talk) -> dict[str, Any]:
     return wishes
 
 
-def _refused(base: str, error: urllib.error.HTTPError) -> RequestError:
+def _refused(address: str, error: urllib.error.HTTPError) -> RequestError:
     """The server's own words, cut to one line."""
     try:
-        text = error.read(1 << 16).decode(errors="replace")
+        text = words(error.read(1 << 16))
     except (OSError, http.client.HTTPException):
         text = ""
-    try:
-        told = json.loads(text)
-        told = told.get("error", told.get("detail", told)) if isinstance(told, dict) else told
-        text = str(told.get("message", told) if isinstance(told, dict) else told)
-    except ValueError:
-        pass
     advice = {401: "--key-file FILE gives it a key", 404: "is this the address of an OpenAI-compatible server?"}
     long = error.code == 413 or (error.code == 400 and "context" in text)
     hint = "the conversation is too long: /clear begins anew" if long else advice.get(error.code)
-    return RequestError(f"{base} refused", got=f"{error.code} {' '.join(text.split())[:300]}", do=hint)
+    return RequestError(f"{address} refused", got=f"{error.code} {text}", do=hint)
 
 
-def _chunks(response: Iterable[bytes], base: str) -> Iterator[dict[str, Any]]:
+def _chunks(response: Iterable[bytes], address: str) -> Iterator[dict[str, Any]]:
     """The JSON objects of an event stream, up to [DONE]. An object with an error in it raises."""
     try:
         for line in response:
-            name, _, value = line.strip().partition(b":")
-            if name != b"data" or value.strip() == b"[DONE]":  # comments, event names, blank lines
+            value = data(line)
+            if value is None or value == b"[DONE]":
                 continue
-            chunk = _json(value, base)
+            chunk = _json(value, address)
             if chunk.get("error"):
-                raise RequestError(f"{base} broke off", got=str(chunk["error"])[:300])
+                raise RequestError(f"{address} broke off", got=str(chunk["error"])[:300])
             yield chunk
     except (OSError, http.client.HTTPException) as error:
-        raise RequestError(f"{base} broke off", got=f"{type(error).__name__}: {error}") from None
+        raise RequestError(f"{address} broke off", got=f"{type(error).__name__}: {error}") from None
 
 
-def _json(text: bytes, base: str) -> dict[str, Any]:
+def _json(text: bytes, address: str) -> dict[str, Any]:
     try:
         tree = json.loads(text)
     except (ValueError, RecursionError):
         tree = None
     if not isinstance(tree, dict):
-        raise RequestError(f"{base} sends what is no chat completion", got=repr(text[:60]))
+        raise RequestError(f"{address} sends what is no chat completion", got=repr(text[:60]))
     return tree
 
 

@@ -14,6 +14,7 @@ from dsv4.cli.bench import app as bench
 from dsv4.cli.chat import chat
 from dsv4.cli.check import check
 from dsv4.cli.compare import compare
+from dsv4.cli.conform import conform
 from dsv4.cli.doctor import doctor
 from dsv4.cli.eval import evaluate
 from dsv4.cli.generate import generate
@@ -36,6 +37,7 @@ app = typer.Typer(
 app.command()(chat)
 app.command()(check)
 app.command()(compare)
+app.command()(conform)
 app.command()(doctor)
 app.command("eval")(evaluate)
 app.command()(generate)

@@ -33,6 +33,12 @@ Kernels = Annotated[
 ]
 Force = Annotated[list[str] | None, typer.Option(help="OP=CHOICE for one op; repeatable")]
 Draft = Annotated[int | None, typer.Option(help="tokens to guess each step with the draft; 0: none")]
+KeyFile = Annotated[Path | None, typer.Option(help="a file with the server's key")]
+
+
+def key_of(file: Path | None) -> str | None:
+    """The key that a file holds; OSError if it cannot be read."""
+    return None if file is None else file.read_text(encoding="utf-8").strip()
 
 
 def choices(kernels: str, force: Sequence[str] | None) -> dict[str, str]:

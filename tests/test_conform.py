@@ -1,0 +1,177 @@
+"""`dsv4 conform`: our own server passes, and each planted fault of the protocol is caught by a case of that name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from dsv4.check.conform.cases import CASES
+from dsv4.check.conform.run import Verdict, conform
+from dsv4.check.wire import Client
+from dsv4.cli.main import main
+from dsv4.config import EngineOptions
+from dsv4.llm import LLM
+from tests.serving import Running, dictated, running
+from tests.test_server_tools import BOTH
+
+SAID = "hé</think>Schön, 你好." + BOTH
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Running]:
+    llm = LLM.load(options=EngineOptions(max_sequences=4, max_context=1024, draft_tokens=0))
+    with dictated(llm, SAID), running(llm, key="a key") as server:
+        yield server
+
+
+def verdicts(server: Running, *groups: str) -> dict[str, Verdict]:
+    return {one.case.name: one for one in conform(Client(server.url, "a key", 60), None, groups)}
+
+
+def test_the_names_of_cases_are_unique() -> None:
+    assert len({case.name for case in CASES}) == len(CASES)
+    assert {case.like for case in CASES} - {None} <= {case.name for case in CASES}
+
+
+def test_our_server_passes(server: Running) -> None:
+    found = verdicts(server)
+    assert {name: one for name, one in found.items() if one.verdict in ("FAIL", "unclear")} == {}
+    assert len(found) == len(CASES)
+    assert found["a call"].verdict == found["a call, streamed"].verdict == found["a wrong key"].verdict == "pass"
+
+
+Change = Callable[[bytes], bytes]
+
+
+def swap(old: str, new: str) -> Change:
+    return lambda body: body.replace(old.encode(), new.encode())
+
+
+def last(body: bytes) -> bytes:
+    """The first chunk again, after the end."""
+    return body.replace(b"data: [DONE]", body.split(b"\n\n")[0] + b"\n\ndata: [DONE]")
+
+
+def new_ids(body: bytes) -> bytes:
+    first, *rest = body.split(b'"id":"chatcmpl-')
+    return first + b"".join(b'"id":"chatcmpl-%d' % n + part for n, part in enumerate(rest))
+
+
+def other_name(old: str) -> Change:
+    return swap(f'"{old}":', f'"not_{old}":')
+
+
+# What a fault does to every answer's body, and the case that has to catch it.
+FAULTS: dict[str, tuple[Change, str]] = {
+    "no [DONE]": (swap("data: [DONE]\n\n", ""), "framing"),
+    "two [DONE]": (swap("data: [DONE]\n\n", "data: [DONE]\n\ndata: [DONE]\n\n"), "framing"),
+    "a chunk that is no JSON": (swap('"delta":{"role"', '"delta":{role'), "framing"),
+    "lines that are none of a stream": (swap("data: {", "{"), "framing"),
+    "an error in the stream": (swap("data: [DONE]", 'data: {"error":{},"choices":[]}\n\ndata: [DONE]'), "framing"),
+    "a finish_reason of its own": (swap('"finish_reason":"length"', '"finish_reason":"max"'), "cut at max_tokens"),
+    "stop where it was cut": (swap('"finish_reason":"length"', '"finish_reason":"stop"'), "cut at max_tokens"),
+    "no end in a stream": (swap('"finish_reason":"length"', '"finish_reason":null'), "one end and nothing behind it"),
+    "a chunk behind the end": (last, "one end and nothing behind it"),
+    "a character cut": (lambda body: body.replace("é".encode(), b"\xc3"), "UTF-8 is never cut"),
+    "a character replaced": (
+        lambda body: body.replace("é".encode(), b"\xef\xbf\xbd" * 2) if body.startswith(b"data") else body,
+        "a stream says the same"),
+    "no usage": (other_name("usage"), "usage"),
+    "no usage in a stream": (other_name("usage"), "usage in the last chunk"),
+    "a total that is no sum": (swap('"total_tokens":', '"total_tokens":1'), "usage"),
+    "no role": (other_name("role"), "the role"),
+    "no role in a stream": (other_name("role"), "the role comes first"),
+    "a new id for each chunk": (new_ids, "one id in all chunks"),
+    "arguments that are no JSON": (swap('Paris\\"}', "Paris"), "a call"),
+    "streamed arguments that are no JSON": (swap('"arguments":"}"', '"arguments":""'), "a call, streamed"),
+    "a call without an id": (other_name("id"), "a call"),
+    "one id for all calls": (swap('_1","type":"function"', '_0","type":"function"'), "a call"),
+    "no name in the first delta": (swap('"name":"warmth","arguments":""', '"arguments":""'), "a call, streamed"),
+    "a probability above 1": (swap('"logprob":', '"logprob":1'), "logprobs"),
+    "errors in another shape": (other_name("error"), "no messages"),
+    "an error without a type": (other_name("type"), "an unknown model"),
+    "an error that is a text": (lambda body: b'{"error":"no"}' if body[:8] == b'{"error"' else body, "no messages"),
+    "an empty list of models": (swap('"object":"model"', '"object":"thing"'), "models are listed"),
+    "a second answer that is the first": (swap('"index":1', '"index":0'), "two answers, streamed"),
+}  # fmt: skip
+
+
+class Faulty:
+    """An ASGI application whose every answer is changed on its way out."""
+
+    def __init__(
+        self, app: Any, body: Change = bytes, start: Callable[[dict[str, Any]], None] = lambda _: None
+    ) -> None:
+        self._app, self._body, self._start = app, body, start
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        whole, begun = b"", {}
+
+        async def keep(message: Any) -> None:
+            nonlocal whole, begun
+            if message["type"] == "http.response.start":
+                begun = message
+                return
+            whole += message.get("body", b"")
+            if not message.get("more_body"):
+                begun["headers"] = [(name, value) for name, value in begun["headers"] if name != b"content-length"]
+                self._start(begun)
+                await send(begun)
+                await send({"type": "http.response.body", "body": self._body(whole)})
+
+        await self._app(scope, receive, keep)
+
+
+def with_fault(server: Running, case: str, **changes: Any) -> Verdict:
+    config = server.server.config
+    app, group = config.loaded_app, next(one.group for one in CASES if one.name == case)
+    config.loaded_app = Faulty(app, **changes)
+    try:
+        found = conform(Client(server.url, "a key", 60), "pico", (group,))
+        return next(one for one in found if one.case.name == case)
+    finally:
+        config.loaded_app = app
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_caught(server: Running, fault: str) -> None:
+    change, case = FAULTS[fault]
+    found = with_fault(server, case, body=change)
+    assert found.verdict == "FAIL"
+    assert found.got
+    assert found.wanted
+
+
+def as_200(start: dict[str, Any]) -> None:
+    start["status"] = 200
+
+
+def as_text(start: dict[str, Any]) -> None:
+    start["headers"] = [(b"content-type", b"text/plain")]
+
+
+@pytest.mark.parametrize(
+    ("start", "case"), [(as_200, "a body that is no JSON"), (as_200, "a wrong key"), (as_text, "framing")]
+)
+def test_a_planted_status_or_header_is_caught(server: Running, start: Any, case: str) -> None:
+    assert with_fault(server, case, start=start).verdict == "FAIL"
+
+
+def test_a_failure_is_exit_code_1_and_json_says_which(
+    server: Running, capsys: pytest.CaptureFixture[str], tmp_path: Any
+) -> None:
+    key = tmp_path / "key"
+    key.write_text("a key\n")
+    command = ["conform", server.url, "--key-file", str(key), "--group", "responses"]
+    with pytest.raises(SystemExit) as stop:
+        main(command)
+    assert stop.value.code == 0
+    assert "absent" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--all", "--json"])
+    assert stop.value.code == 1
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {line["verdict"] for line in lines} == {"FAIL"}
