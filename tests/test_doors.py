@@ -48,6 +48,7 @@ FILES: dict[str, set[str]] = {
 ENGINE_NEEDS = {"torch", "numpy", "tokenizers", "typer", "rich"}
 # What an optional extra of pyproject.toml brings, and the files that may ask for it.
 EXTRAS = {
+    "chat.grammar": {"llguidance"},
     "check.study.plots": {"matplotlib"},
     "check.compare.picture": {"matplotlib"},
     "checkpoint.hub": {"huggingface_hub", "httpx2"},
