@@ -16,9 +16,14 @@ import torch
 from dsv4 import kernels, settings
 from dsv4.cache.layout import cache_bytes, page_count, page_tokens
 from dsv4.cache.store import Store
+from dsv4.chat.control import DSML, END_THINK
 from dsv4.chat.dialect import Dialect
 from dsv4.chat.encode import Prompt, encode_messages
 from dsv4.chat.events import Completion
+from dsv4.chat.grammar import Grammar, Grammars
+from dsv4.chat.grammar_calls import Calls
+from dsv4.chat.grammar_json import Json
+from dsv4.chat.grammar_text import grammar_text
 from dsv4.chat.parse import parse_completion
 from dsv4.chat.tokenizer import Tokenizer
 from dsv4.checkpoint.hub import find_model
@@ -96,6 +101,19 @@ class LLM:
         """Sampling that the checkpoint's generation_config.json recommends; the family's own if there is none."""
         path = self.directory / "generation_config.json"
         return _recommended(read_json(path), str(path)) if path.exists() else Sampling()
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """Compiles what an answer is held to (`Sampling.grammar`). RequestError without the library for it."""
+        return Grammars(self.tokenizer, self.config.vocab_size)
+
+    def grammar(self, answer: Json | None, calls: Calls | None = None, *, in_reasoning: bool = False) -> Grammar:
+        """What `Sampling.grammar` takes, of an answer or calls (`chat.grammar_text`). RequestError if it cannot be had.
+
+        `in_reasoning` is `Prompt.in_reasoning`: reasoning is free, and what follows it is held.
+        """
+        text = grammar_text(answer, calls, self.tokenizer.control_id(DSML))
+        return self.grammars.compile(text, self.tokenizer.control_id(END_THINK) if in_reasoning else None)
 
     def prompt(
         self,

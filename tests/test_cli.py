@@ -49,6 +49,24 @@ def test_without_thinking_and_quiet(dsv4: Call) -> None:
     assert (run.code, run.out, run.err) == (0, PARIS + "\n", "")
 
 
+def test_an_answer_held_to_a_schema(dsv4: Call, tmp_path: Path) -> None:
+    file = tmp_path / "schema.json"
+    schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
+    file.write_text(json.dumps(schema))
+    run = dsv4("generate", "-p", FRANCE, "-q", "--json-schema", str(file))
+    assert json.loads(run.out)["a"] in (1, 2)
+    for content, said in (
+        ('{"not": {}}', 'Unimplemented keys: ["not"]'),
+        ("[]", "that is an object"),
+        ("{", "is no JSON"),
+    ):
+        file.write_text(content)
+        run = dsv4("generate", "-p", FRANCE, "--json-schema", str(file))
+        assert run.code == 1
+        assert said in run.err
+    assert dsv4("generate", "-p", FRANCE, "--json-schema", str(tmp_path / "none")).code == 2
+
+
 def test_json_holds_everything(dsv4: Call) -> None:
     run = dsv4("generate", "-p", FRANCE, "--json", "--trace", "3")
     found = json.loads(run.out)

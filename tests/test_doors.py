@@ -49,6 +49,7 @@ ENGINE_NEEDS = {"torch", "numpy", "tokenizers", "typer", "rich"}
 # What an optional extra of pyproject.toml brings, and the files that may ask for it.
 EXTRAS = {
     "bench.load_figures": {"matplotlib"},
+    "chat.grammar": {"llguidance"},
     "check.study.plots": {"matplotlib"},
     "check.compare.picture": {"matplotlib"},
     "checkpoint.hub": {"huggingface_hub", "httpx2"},

@@ -5,11 +5,13 @@ from __future__ import annotations
 import gc
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
+from dsv4.chat.grammar_text import json_answer
 from dsv4.cli.options import (
     Device,
     Dialect,
@@ -28,8 +30,10 @@ from dsv4.cli.options import (
     choices,
 )
 from dsv4.cli.progress import byte_bar
-from dsv4.config import EngineOptions
+from dsv4.config import EngineOptions, read_json
+from dsv4.config_fields import shown
 from dsv4.engine.request import Sampling
+from dsv4.errors import ConfigError
 
 
 def generate(
@@ -46,6 +50,9 @@ def generate(
     min_p: MinP = None,
     seed: Annotated[int, typer.Option(help="the same seed gives the same answer")] = 0,
     stop: Annotated[list[str] | None, typer.Option(help="end before this text, in reasoning too; repeatable")] = None,
+    json_schema: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="hold the answer to the JSON schema in this file")
+    ] = None,
     trace: Annotated[int, typer.Option(help="show the distribution behind the first N steps (20 without N)")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print nothing but the answer")] = False,
@@ -70,6 +77,9 @@ def generate(
     asked: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     asked = {name: value for name, value in asked.items() if value is not None}
     asked |= {"seed": seed, "max_tokens": max_tokens, "stop": tuple(stop or ()), "trace": trace}
+    schema = None if json_schema is None else read_json(json_schema)
+    if not isinstance(schema, dict | None):
+        raise ConfigError(str(json_schema), got=shown(schema), wanted="a JSON schema that is an object")
     Sampling(**asked)  # a mistake in it should not have to wait for the weights
     from dsv4.cli.answer import Answer  # nor should one in the usage wait for torch
     from dsv4.llm import LLM
@@ -87,6 +97,9 @@ def generate(
         turns = [{"role": "system", "content": system}, {"role": "user", "content": text}]
         rendered = llm.prompt(turns, thinking=think, effort=effort)
         ids, in_reasoning = llm.tokenizer.encode_prompt(rendered.pieces), rendered.in_reasoning
+    if schema is not None:
+        answer = json_answer(schema, strict=True)
+        sampling = replace(sampling, grammar=llm.grammar(answer, in_reasoning=bool(in_reasoning)))
     deltas = llm.generate(ids, sampling)
     if not as_json:
         err.print("\n".join(llm.resolved.lines()), style="dim", markup=False, soft_wrap=True)

@@ -8,18 +8,21 @@ import torch
 from torch import Tensor
 
 from dsv4.engine.request import Candidate, Sampling, Trace
-from dsv4.ops.sample import biased, sample
+from dsv4.ops.sample import allowed, biased, sample
 
 
-def choose(logits: Tensor, asked: Sampling, position: int) -> int:
-    """The token at `position` from logits [V].
+def choose(logits: Tensor, asked: Sampling, position: int, mask: bytes | None = None) -> int:
+    """The token at `position` from logits [V], one of those that `mask` (`engine.request.Matcher`) allows.
 
     The uniform number is a function of seed and position alone, so that a request can be resumed, replayed or drafted.
     """
     if asked.logit_bias:
         logits = biased(logits, asked.logit_bias)
     u = random.Random(f"{asked.seed}/{position}").random()
-    return sample(logits, u, asked.temperature, asked.top_k, asked.top_p, asked.min_p)
+    if mask is None:
+        return sample(logits, u, asked.temperature, asked.top_k, asked.top_p, asked.min_p)
+    ids = allowed(mask, logits)
+    return int(ids[sample(logits[ids], u, asked.temperature, asked.top_k, asked.top_p, asked.min_p)])
 
 
 def fingerprints(logits: Tensor) -> list[bytes]:

@@ -14,7 +14,7 @@ from dsv4.engine.runner import Runner
 from dsv4.engine.scheduler import Scheduler, Work
 from dsv4.engine.speculate import Confirmed, Drafter
 from dsv4.engine.stop import StopText, finish_reason
-from dsv4.errors import NumericsError, RequestError
+from dsv4.errors import DSV4Error, NumericsError, RequestError
 from dsv4.ops.op import PURE, Choices, under
 
 
@@ -109,6 +109,7 @@ class Engine:
         self.check(prompt, sampling)
         limit = min(len(prompt) + sampling.max_tokens, self._runner.store.capacity)
         request = Request(self._count, tuple(prompt), sampling, limit, self._text(), StopText(sampling.stop))
+        request.matcher = sampling.grammar.start() if sampling.grammar else None
         self._count += 1
         self._requests[request.number] = request
         self._scheduler.add(request)
@@ -197,15 +198,22 @@ class Engine:
 
     def _emit(self, request: Request, logits: Tensor, mark: bytes) -> Delta:
         if not bool(torch.isfinite(logits).all()):
-            return self._fail(request)
-        asked = request.sampling
+            return self._fail(request, _not_finite(request.length))
+        asked, matcher = request.sampling, request.matcher
+        try:
+            mask = matcher.mask() if matcher else None
+        except RequestError as error:
+            return self._fail(request, error)
         request.hash.update(mark)
-        token = choose(logits, asked, request.length)
+        token = choose(logits, asked, request.length, mask)
+        whole = matcher is not None and matcher.accept(token)
         shown = trace(logits, token, asked.candidates) if len(request.output) < asked.trace else None
         request.output.append(token)
         room = self._runner.store.capacity - request.length
         finish = finish_reason(token, self._eos, self._roles, len(request.output), asked.max_tokens, room)
         silent = finish in ("stop", "role_token")
+        if whole and not silent:
+            finish = "stop"
         text, hit = request.stop_text.push("" if silent else request.text.push(token))
         if hit:
             finish = "stop_string"
@@ -217,13 +225,16 @@ class Engine:
         said = request.hash.hexdigest() if finish else None
         return Delta(request.number, token, text, finish, shown, cached=cached, hash=said)
 
-    def _fail(self, request: Request) -> Delta:
-        """End a request whose numbers are none. No row reads another sequence's, so it is alone in this."""
-        error = NumericsError(
-            f"the model's logits at position {request.length} are not finite",
-            do="the weights are damaged, or overflow this dtype: check the files, try float32",
-        )
+    def _fail(self, request: Request, error: DSV4Error) -> Delta:
+        """End a request that cannot go on. No row reads another sequence's, so it is alone in this."""
         request.finish = "error"
         self.cancel(request.number)
         text, hit = request.stop_text.push(request.text.finish())
         return Delta(request.number, NONE, text if hit else text + request.stop_text.finish(), "error", error=error)
+
+
+def _not_finite(position: int) -> NumericsError:
+    return NumericsError(
+        f"the model's logits at position {position} are not finite",
+        do="the weights are damaged, or overflow this dtype: check the files, try float32",
+    )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from dsv4.engine.stop import StopText
-from dsv4.errors import NumericsError, RequestError
+from dsv4.errors import DSV4Error, RequestError
 
 _RANGES: Mapping[str, tuple[float, float]] = {"temperature": (0, 100), "top_p": (0, 1), "min_p": (0, 1)}
 _COUNTS: Mapping[str, tuple[int, int]] = {
@@ -20,11 +20,29 @@ _COUNTS: Mapping[str, tuple[int, int]] = {
 MAX_BIAS = 100.0
 
 
+class Matcher(Protocol):
+    """Where one answer stands in its grammar (`chat.grammar.Matcher`)."""
+
+    def mask(self) -> bytes | None:
+        """Tokens that may come next, one bit each, the lowest of a byte first; None for any. May raise RequestError."""
+
+    def accept(self, token: int) -> bool:
+        """Take in the next token; whether the answer is whole, so that nothing can follow."""
+
+
+class Grammar(Protocol):
+    """What an answer is held to (`chat.grammar.Grammar`)."""
+
+    def start(self) -> Matcher:
+        """For one answer."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How the next token is chosen and when to stop. temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off.
 
     `logit_bias`: pairs of a token id and what is added to its logit before anything else, -100 to 100.
+    `grammar` says which tokens may come at all; what else is said here chooses among these.
     The same `seed` gives the same tokens for the same prompt, whatever else is running. RequestError out of range.
     """
 
@@ -36,6 +54,7 @@ class Sampling:
     max_tokens: int = 512
     stop: tuple[str, ...] = ()
     logit_bias: tuple[tuple[int, float], ...] = ()
+    grammar: Grammar | None = None
     trace: int = 0  # first steps whose distribution is reported
     candidates: int = 5  # most probable tokens that such a report names
 
@@ -80,6 +99,7 @@ class Request:
     limit: int  # tokens, prompt and output, that it can come to
     text: TextStream
     stop_text: StopText
+    matcher: Matcher | None = None
     slot: int = -1
     pages: list[int] = field(default_factory=list)  # of the cache, for all that has run; none while it waits
     done: int = 0  # tokens whose state is in the cache
@@ -139,9 +159,9 @@ NONE = -1  # no token: no id is negative
 class Delta:
     """What one step gave one request. `text` lags behind `token` while a character or a stop string may be unfinished.
 
-    finish: None while it runs; "stop" (end of sentence), "role_token" (a token that must not appear inside a turn),
-    "stop_string", "length" (max_tokens), "context" (no room left), "error". The last brings no token (`token` is NONE)
-    and `error` says why; other requests are not touched by it.
+    finish: None while it runs; "stop" (end of sentence or of the grammar), "role_token" (a token that must not appear
+    inside a turn), "stop_string", "length" (max_tokens), "context" (no room left), "error". The last brings no token
+    (`token` is NONE) and `error` says why; other requests are not touched by it.
     cached: in the first delta, tokens of the prompt that were taken from an earlier request; 0 in all others.
     hash: in the last delta (but for "error"), 32 hexadecimal digits that depend on every bit of the logits [V] behind
     each of the answer's tokens, and on nothing else.
@@ -152,6 +172,6 @@ class Delta:
     text: str
     finish: str | None = None
     trace: Trace | None = None
-    error: NumericsError | None = None
+    error: DSV4Error | None = None
     cached: int = 0
     hash: str | None = None

@@ -17,6 +17,13 @@ def biased(logits: Tensor, bias: Sequence[tuple[int, float]]) -> Tensor:
     return out
 
 
+def allowed(mask: bytes, logits: Tensor) -> Tensor:
+    """Ids [n] int64, ascending, of the tokens of logits [V] that a mask allows: bit i of byte b is token 8 b + i."""
+    bits = torch.frombuffer(bytearray(mask), dtype=torch.uint8).to(logits.device)
+    each = bits[:, None] & torch.tensor([1 << i for i in range(8)], dtype=torch.uint8, device=logits.device)
+    return each.flatten()[: len(logits)].nonzero().flatten()
+
+
 def probabilities(logits: Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> tuple[Tensor, Tensor]:
     """The distribution that is sampled, and its token ids, most probable first (equal: the lower id first).
 

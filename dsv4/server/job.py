@@ -9,8 +9,9 @@ from typing import Any
 
 from dsv4.chat.encode import Prompt, encode_messages
 from dsv4.chat.replay import replay_known
-from dsv4.engine.request import Sampling
+from dsv4.engine.request import Grammar, Sampling
 from dsv4.llm import LLM
+from dsv4.server.held import chat_grammar, shown_schema, text_grammar
 from dsv4.server.refusal import Refusal
 from dsv4.server.said import Said
 from dsv4.server.schema import ChatRequest, CompletionRequest, Generating, TokenizeRequest
@@ -38,7 +39,7 @@ class Job:
 
 def chat_job(asked: ChatRequest, llm: LLM, said: Said | None = None) -> Job:
     """A chat as a job, its answers so far as `said` knows them. PromptError, RequestError or Refusal if none can be."""
-    tools = _tools(asked)
+    tools = [] if asked.tool_choice == "none" else asked.tools or []  # then the model does not hear of them
     prompt = rendered(asked, llm, tools)
     ids = tuple(replay_known(prompt.pieces, said.find if said else lambda _: (), llm.tokenizer))
     limit = asked.max_completion_tokens or asked.max_tokens
@@ -48,7 +49,7 @@ def chat_job(asked: ChatRequest, llm: LLM, said: Said | None = None) -> Job:
         raise Refusal("top_logprobs without logprobs", param="top_logprobs", do='add "logprobs": true')
     candidates = asked.top_logprobs or 0 if asked.logprobs else None
     offered = asked.tool_choice != "none" and bool(tools or any(message.get("tools") for message in asked.messages))
-    answers = _answers(asked, ids, llm, limit, candidates)
+    answers = _held(_answers(asked, ids, llm, limit, candidates), chat_grammar(asked, llm, prompt))
     return Job(ids, answers, prompt.in_reasoning, offered, asked.parallel_tool_calls is False, said=said)
 
 
@@ -58,11 +59,11 @@ def completion_jobs(asked: CompletionRequest, llm: LLM) -> list[Job]:
         raise Refusal("best_of", param="best_of", got=asked.best_of, wanted="the same as n", do="leave it out")
     if asked.echo and asked.logprobs is not None:
         raise Refusal("echo with logprobs is not supported", param="echo", do="leave one of them out")
-    jobs = []
+    jobs, grammar = [], text_grammar(asked, llm)
     for prompt in _prompts(asked.prompt):
         begin = asked.add_special_tokens is not False
         ids = text_ids(prompt, llm, begin) if isinstance(prompt, str) else list(prompt)
-        answers = _answers(asked, ids, llm, asked.max_tokens, asked.logprobs, COMPLETION_TOKENS)
+        answers = _held(_answers(asked, ids, llm, asked.max_tokens, asked.logprobs, COMPLETION_TOKENS), grammar)
         echo = (prompt if isinstance(prompt, str) else llm.tokenizer.decode(ids)) if asked.echo else ""
         jobs.append(Job(tuple(ids), answers, echo=echo))
     return jobs
@@ -87,7 +88,13 @@ def rendered(asked: ChatRequest | TokenizeRequest, llm: LLM, tools: Sequence[dic
         raise Refusal("add_generation_prompt", param="add_generation_prompt", got=not go_on, wanted=wanted)
     thinking, effort = _thinking(asked)
     return encode_messages(
-        asked.messages or [], llm.dialect, thinking=thinking, effort=effort, tools=tools, continue_final=go_on
+        asked.messages or [],
+        llm.dialect,
+        thinking=thinking,
+        effort=effort,
+        tools=tools,
+        response_format=shown_schema(asked, llm),
+        continue_final=go_on,
     )
 
 
@@ -110,30 +117,6 @@ def _thinking(asked: ChatRequest | TokenizeRequest) -> tuple[bool, str | None]:
     if len(set(said.values())) > 1:
         raise Refusal("thinking is switched on and off at once", param="thinking", got=", ".join(said))
     return next(iter(said.values()), True), effort
-
-
-def _tools(asked: ChatRequest) -> list[dict[str, Any]]:
-    """The tools that are offered: with tool_choice "none" the model does not hear of them."""
-    if asked.tool_choice not in (None, "auto", "none"):
-        raise Refusal(
-            "tool_choice: a call cannot be forced, as answers are not yet held to a grammar",
-            param="tool_choice",
-            code="unsupported_parameter",
-            got=repr(asked.tool_choice)[:60],
-            wanted="auto or none",
-        )
-    tools = asked.tools or []
-    inside = [message["tools"] for message in asked.messages if isinstance(message.get("tools"), list)]
-    for tool in [*tools, *(tool for some in inside for tool in some)]:
-        function = tool.get("function") if isinstance(tool, dict) else None
-        if isinstance(function, dict) and function.get("strict"):
-            raise Refusal(
-                "tools: strict arguments cannot be promised, as answers are not yet held to a grammar",
-                param="tools",
-                code="unsupported_parameter",
-                do="leave strict out",
-            )
-    return [] if asked.tool_choice == "none" else tools
 
 
 def _answers(
@@ -172,6 +155,10 @@ def _answers(
     )
     llm.engine.check(ids, first)
     return tuple(replace(first, seed=seed + number) for number in range(asked.n or 1))
+
+
+def _held(answers: tuple[Sampling, ...], grammar: Grammar | None) -> tuple[Sampling, ...]:
+    return tuple(replace(sampling, grammar=grammar) for sampling in answers)
 
 
 def _bias(given: dict[str, float]) -> tuple[tuple[int, float], ...]:

@@ -32,7 +32,6 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
     "repetition_penalty": (1,),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "functions": ([],),
     "suffix": ("",),
@@ -46,6 +45,17 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "separate_reasoning": (True,),
     "include_reasoning": (True,),
 }
+# Other names for what structured_outputs asks for.
+ELSEWHERE = (
+    "guided_json",
+    "guided_regex",
+    "guided_choice",
+    "guided_grammar",
+    "json_schema",
+    "regex",
+    "ebnf",
+    "grammar",
+)
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
@@ -77,6 +87,8 @@ class Generating(Sent):
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     logit_bias: dict[str, Number] | None = None
     timeout: Annotated[Number, Field(gt=0)] | None = None  # seconds; the server's own deadline counts where it is less
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
 
     @property
     def include_usage(self) -> bool:
@@ -120,6 +132,7 @@ class TokenizeRequest(Sent):
     thinking: dict[str, str] | None = None
     chat_template_kwargs: dict[str, bool] | None = None
     reasoning_effort: str | None = None
+    response_format: dict[str, Any] | None = None
     continue_final_message: bool | None = None
     add_special_tokens: bool | None = None
     parse_special: bool | None = None
@@ -149,7 +162,7 @@ def read(kind: type[T], sent: bytes) -> T:
             param=name[:60],
             code="unsupported_parameter",
             wanted=f"{only}, or no such field" if only else None,
-            do="leave it out",
+            do="send structured_outputs" if name in ELSEWHERE else "leave it out",
         )
     for name in asked.stream_options or {} if isinstance(asked, Generating) else ():
         if name not in ("include_usage", "include_obfuscation"):  # the second asks for padding of a wire
