@@ -55,6 +55,8 @@ EXTRAS = {
     "checkpoint.hub": {"huggingface_hub", "httpx2"},
     "cli.config_file": {"yaml"},
     "cli.pull": {"huggingface_hub"},
+    "server.anthropic_in": {"pydantic"},
+    "server.anthropic_out": {"pydantic_core"},
     "server.app": {"fastapi", "starlette"},
     "server.guard": {"starlette"},
     "server.run": {"uvicorn"},

@@ -6,6 +6,7 @@ status, a type or a form that the description does not promise.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,6 +28,7 @@ from dsv4.server.schema import IGNORED, NEUTRAL
 from tests.serving import Running, running
 
 CHECKS = [status_code_conformance, content_type_conformance, response_schema_conformance]
+GENERATES = re.compile("completions$|messages$")
 CHAT = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
 GOOD: dict[str, dict[str, Any]] = {
     "GET /health": {},
@@ -37,6 +39,8 @@ GOOD: dict[str, dict[str, Any]] = {
     "GET /v1/models/{name}": {"path_parameters": {"name": "pico"}},
     "POST /v1/chat/completions": {"body": CHAT},
     "POST /v1/completions": {"body": {"prompt": "x", "max_tokens": 2}},
+    "POST /v1/messages": {"body": CHAT},
+    "POST /v1/messages/count_tokens": {"body": {"messages": CHAT["messages"]}},
     "POST /tokenize": {"body": {"prompt": "x"}},
     "POST /detokenize": {"body": {"tokens": [300]}},
 }
@@ -68,7 +72,7 @@ def ask(server: Running, schema: Any, name: str, examples: int, *, derandomize: 
     @settings(max_examples=examples, derandomize=derandomize, database=None, suppress_health_check=list(HealthCheck))
     @given(case=cases, data=st.data())
     def one(case: Any, data: Any) -> None:
-        if isinstance(case.body, dict) and "completions" in name:
+        if isinstance(case.body, dict) and GENERATES.search(name):
             usual: dict[str, Any] = CHAT | {"prompt": "x"}
             for field in data.draw(st.sets(st.sampled_from(sorted(usual)))):  # else hardly any would get to the model
                 if field in asked.body[0].raw_schema["properties"]:
@@ -88,7 +92,7 @@ def test_no_request_of_the_description_is_a_surprise(server: Running, schema: An
 
 @pytest.mark.parametrize("name", GOOD)
 def test_what_is_answered_is_what_the_description_promises(server: Running, schema: Any, name: str) -> None:
-    sorts: list[dict[str, Any]] = [{}, {"stream": True}] if "completions" in name else [{}]
+    sorts: list[dict[str, Any]] = [{}, {"stream": True}] if GENERATES.search(name) else [{}]
     for sort in sorts:
         given = GOOD[name] | ({"body": GOOD[name]["body"] | sort} if sort else {})
         case = operation(schema, name).Case(**given, media_type="application/json" if "body" in given else None)

@@ -18,18 +18,20 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from dsv4 import __version__
 from dsv4.errors import DSV4Error
 from dsv4.llm import LLM
+from dsv4.server.anthropic_in import CountRequest, MessagesRequest, chat_request
+from dsv4.server.anthropic_out import Message, message_events
 from dsv4.server.choice import Choice
 from dsv4.server.describe import request_body, responses
 from dsv4.server.guard import Guard
-from dsv4.server.job import Job, chat_job, completion_jobs, rendered, text_ids
+from dsv4.server.job import Job, chat_job, chat_prompt, completion_jobs, rendered, text_ids
 from dsv4.server.metrics import Metrics
 from dsv4.server.options import ServerOptions
 from dsv4.server.refusal import Refusal, body, refused
 from dsv4.server.said import Said
 from dsv4.server.schema import ChatRequest, CompletionRequest, DetokenizeRequest, Sent, TokenizeRequest, read
-from dsv4.server.shapes import Head, Json
-from dsv4.server.stream import EventStream, whole
-from dsv4.server.worker import Worker
+from dsv4.server.shapes import Head, Json, whole_answer
+from dsv4.server.stream import EventStream, chunk_events, whole
+from dsv4.server.worker import Reading, Worker
 
 
 class Service:
@@ -67,6 +69,8 @@ class Service:
         return {
             "/v1/chat/completions": (self.chat, ChatRequest),
             "/v1/completions": (self.completions, CompletionRequest),
+            "/v1/messages": (self.messages, MessagesRequest),
+            "/v1/messages/count_tokens": (self.count_tokens, CountRequest),
             "/tokenize": (self.tokenize, TokenizeRequest),
             "/detokenize": (self.detokenize, DetokenizeRequest),
         }
@@ -174,6 +178,22 @@ class Service:
         jobs = await self._made(partial(completion_jobs, asked, self.llm))
         return await self._answer(request, asked, jobs, chat=False)
 
+    async def messages(self, request: Request) -> Response:
+        """Messages in, an answer out, as Anthropic's clients say it."""
+        asked = await self._read(MessagesRequest, request)
+        jobs = await self._made(lambda: [chat_job(chat_request(asked), self.llm, self.said)])
+        name, (choice,), reading = self._begun(jobs, asked.timeout)
+        message = Message(f"msg_{name}", asked.model or self.options.names[0], choice, len(choice.job.prompt))
+        if asked.stream:
+            return EventStream(self.worker, reading, message_events(reading, message))
+        return await whole(request, self.worker, reading, [choice], message.whole)
+
+    async def count_tokens(self, request: Request) -> Json:
+        """How long the prompt of /v1/messages would be."""
+        asked = await self._read(CountRequest, request)
+        _, ids = await asyncio.to_thread(lambda: chat_prompt(chat_request(asked), self.llm, self.said))
+        return {"input_tokens": len(ids)}
+
     async def _made(self, make: Callable[[], list[Job]]) -> list[Job]:
         """Tokenising a long prompt takes a while: others are served meanwhile. What is refused is counted."""
         try:
@@ -185,20 +205,27 @@ class Service:
     async def _answer(
         self, request: Request, asked: ChatRequest | CompletionRequest, jobs: Sequence[Job], *, chat: bool
     ) -> Response:
-        name = uuid.uuid4().hex
+        name, choices, reading = self._begun(jobs, asked.timeout)
         model = asked.model or self.options.names[0]
         head = Head(f"{'chatcmpl' if chat else 'cmpl'}-{name}", int(time.time()), model, self.fingerprint, chat)
+        prompt_tokens = sum(len(job.prompt) for job in jobs)
+        if asked.stream:
+            events = chunk_events(reading, head, choices, prompt_tokens, asked.include_usage)
+            return EventStream(self.worker, reading, events)
+        said = partial(whole_answer, head, choices, prompt_tokens)
+        return await whole(request, self.worker, reading, choices, said)
+
+    def _begun(self, jobs: Sequence[Job], timeout: float | None) -> tuple[str, list[Choice], Reading]:
+        """Jobs handed to the engine: a name for them, their answers, and where these come from."""
+        name = uuid.uuid4().hex
         wanted = [(job, sampling) for job in jobs for sampling in job.answers]
         choices = [Choice(n, job, self.llm.tokenizer, name) for n, (job, _) in enumerate(wanted)]
-        prompt_tokens = sum(len(job.prompt) for job in jobs)
         try:
-            reading = self.worker.submit([(job.prompt, sampling) for job, sampling in wanted], asked.timeout)
+            reading = self.worker.submit([(job.prompt, sampling) for job, sampling in wanted], timeout)
         except DSV4Error:
             self.metrics.ended["refused"] += 1
             raise
-        if asked.stream:
-            return EventStream(self.worker, reading, head, choices, prompt_tokens, asked.include_usage)
-        return await whole(request, self.worker, reading, head, choices, prompt_tokens)
+        return name, choices, reading
 
     async def _read(self, kind: type[Any], request: Request) -> Any:
         try:
@@ -218,18 +245,19 @@ def fingerprint(llm: LLM) -> str:
     return f"dsv4-{__version__}-{hashlib.sha256(repr(said).encode()).hexdigest()[:12]}"
 
 
-async def _on_error(_: Request, error: Exception) -> Response:
+async def _on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, DSV4Error)
     refusal = refused(error)
-    return JSONResponse(body(refusal), refusal.status, refusal.headers)
+    return JSONResponse(body(refusal, request.url.path), refusal.status, refusal.headers)
 
 
-async def _on_http_error(_: Request, error: Exception) -> Response:
+async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     headers = dict(error.headers or {})
-    return JSONResponse(body(Refusal(error.detail, status=error.status_code)), error.status_code, headers)
+    refusal = Refusal(error.detail, status=error.status_code)
+    return JSONResponse(body(refusal, request.url.path), error.status_code, headers)
 
 
-async def _on_surprise(_: Request, error: Exception) -> Response:
+async def _on_surprise(request: Request, error: Exception) -> Response:
     why = Refusal("the server made a mistake", status=500, code="internal_error", got=type(error).__name__)
-    return JSONResponse(body(why), 500)
+    return JSONResponse(body(why, request.url.path), 500)

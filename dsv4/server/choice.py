@@ -27,6 +27,7 @@ class Choice:
         self.cached = 0  # tokens of the prompt that an earlier request had left
         self.hash: str | None = None  # of the logits behind all tokens, when the answer is whole
         self.finish: str | None = None
+        self._ended: str | None = None  # the same in the engine's words
         self._tokenizer = tokenizer
         self._thinking = bool(job.in_reasoning)
         self._end_think = tokenizer.controls[END_THINK]
@@ -52,7 +53,7 @@ class Choice:
             self._logprobs.append(self._logprob(delta))
         events = self._parsed(delta)
         if delta.finish:
-            self.finish = FINISH[delta.finish]
+            self.finish, self._ended = FINISH[delta.finish], delta.finish
             if self.job.said is not None:
                 self.job.said.keep(self.job.prompt, self.ids)
         if self.job.one_call and ToolCallEnd(0) in events:
@@ -98,6 +99,12 @@ class Choice:
     def text(self) -> str:
         """The whole answer as a plain text, behind what it echoes."""
         return self.job.echo + collect(self.events).content
+
+    def stop_string(self) -> str | None:
+        """The stop string that ended the answer, if one did: of all that was sampled, the first to be complete."""
+        text, wanted = self._tokenizer.decode(self.ids), self.job.answers[0].stop
+        hits = [(at + len(stop), at, stop) for stop in wanted if (at := text.find(stop)) >= 0]
+        return min(hits)[2] if hits and self._ended == "stop_string" else None
 
     def unparsed(self) -> dict[str, Any]:
         """Where the model broke its own format: what it was, and the text that is neither answer nor call."""

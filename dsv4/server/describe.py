@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from dsv4.server.refusal import anthropic
 from dsv4.server.schema import IGNORED, NEUTRAL, Sent
 
 Json = dict[str, Any]
@@ -19,6 +20,18 @@ _ERROR: Json = {
             "properties": {"message": {"type": "string"}, "type": {"type": "string"}}
             | dict.fromkeys(("param", "code"), _TEXT_OR_NULL),
         }
+    },
+}
+_ANTHROPIC_ERROR: Json = {
+    "type": "object",
+    "required": ["type", "error"],
+    "properties": {
+        "type": {"const": "error"},
+        "error": {
+            "type": "object",
+            "required": ["type", "message"],
+            "properties": {"type": {"type": "string"}, "message": {"type": "string"}},
+        },
     },
 }
 _REFUSALS = {
@@ -43,15 +56,20 @@ _PATHS: dict[str, tuple[tuple[str, ...] | None, tuple[int, ...]]] = {
     "/v1/models/{name:path}": (("id", "object", "created", "owned_by", "max_model_len"), (401, 404)),
     "/tokenize": (("tokens", "count", "max_model_len"), _WORDS),
     "/detokenize": (("prompt",), _WORDS),
+    "/v1/messages/count_tokens": (("input_tokens",), _WORDS),
 }
-_GENERATES = ("id", "object", "created", "model", "system_fingerprint", "choices", "usage", "seed"), tuple(_REFUSALS)
+_GENERATES = {
+    False: ("id", "object", "created", "model", "system_fingerprint", "choices", "usage", "seed"),
+    True: ("id", "type", "role", "model", "content", "stop_reason", "stop_sequence", "usage", "seed"),
+}
 
 
 def responses(path: str) -> dict[int | str, Json]:
     """By status. An endpoint that is not in the table generates, whole or as a stream."""
-    keys, refusals = _PATHS.get(path, _GENERATES)
+    keys, refusals = _PATHS.get(path, (_GENERATES[anthropic(path)], tuple(_REFUSALS)))
+    error = _ANTHROPIC_ERROR if anthropic(path) else _ERROR
     said: dict[int | str, Json] = {
-        status: {"description": _REFUSALS[status], "content": {"application/json": {"schema": _ERROR}}}
+        status: {"description": _REFUSALS[status], "content": {"application/json": {"schema": error}}}
         for status in refusals
     }
     whole = {"schema": {"type": "object", "required": list(keys or ())}}

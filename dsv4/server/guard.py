@@ -33,7 +33,7 @@ class Guard:
         try:
             refusal = self._refused(scope, headers)
             if refusal is not None:
-                await JSONResponse(body(refusal), refusal.status, refusal.headers)(scope, receive, send)
+                await JSONResponse(body(refusal, scope["path"]), refusal.status, refusal.headers)(scope, receive, send)
             else:
                 await self._app(scope, self._limited(receive), send)
         except ClientDisconnect:  # with its request half sent: there is nobody to tell
@@ -45,9 +45,9 @@ class Guard:
     def _refused(self, scope: Scope, headers: dict[bytes, bytes]) -> Refusal | None:
         key = self._options.key
         if key is not None and scope["path"] not in OPEN:
-            given = headers.get(b"authorization", b"")
-            if not hmac.compare_digest(given, b"Bearer " + key.encode()):
-                do = "send the header Authorization: Bearer KEY"
+            right = {b"authorization": b"Bearer " + key.encode(), b"x-api-key": key.encode()}
+            if not any(hmac.compare_digest(headers.get(name, b""), value) for name, value in right.items()):
+                do = "send the header Authorization: Bearer KEY, or x-api-key: KEY"
                 return Refusal("the API key is wrong or missing", status=401, code="invalid_api_key", do=do)
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > self._options.body:

@@ -39,18 +39,24 @@ class Job:
 
 def chat_job(asked: ChatRequest, llm: LLM, said: Said | None = None) -> Job:
     """A chat as a job, its answers so far as `said` knows them. PromptError, RequestError or Refusal if none can be."""
-    tools = [] if asked.tool_choice == "none" else asked.tools or []  # then the model does not hear of them
-    prompt = rendered(asked, llm, tools)
-    ids = tuple(replay_known(prompt.pieces, said.find if said else lambda _: (), llm.tokenizer))
+    prompt, ids = chat_prompt(asked, llm, said)
     limit = asked.max_completion_tokens or asked.max_tokens
     if asked.max_tokens not in (None, limit):
         raise Refusal("max_tokens and max_completion_tokens differ", param="max_tokens", do="send one of them")
     if asked.top_logprobs and not asked.logprobs:
         raise Refusal("top_logprobs without logprobs", param="top_logprobs", do='add "logprobs": true')
     candidates = asked.top_logprobs or 0 if asked.logprobs else None
-    offered = asked.tool_choice != "none" and bool(tools or any(message.get("tools") for message in asked.messages))
+    tools = asked.tools or any(message.get("tools") for message in asked.messages)
+    offered = asked.tool_choice != "none" and bool(tools)
     answers = _held(_answers(asked, ids, llm, limit, candidates), chat_grammar(asked, llm, prompt))
     return Job(ids, answers, prompt.in_reasoning, offered, asked.parallel_tool_calls is False, said=said)
+
+
+def chat_prompt(asked: ChatRequest, llm: LLM, said: Said | None) -> tuple[Prompt, tuple[int, ...]]:
+    """A chat as the model reads it, and as ids."""
+    tools = [] if asked.tool_choice == "none" else asked.tools or []  # then the model does not hear of them
+    prompt = rendered(asked, llm, tools)
+    return prompt, tuple(replay_known(prompt.pieces, said.find if said else lambda _: (), llm.tokenizer))
 
 
 def completion_jobs(asked: CompletionRequest, llm: LLM) -> list[Job]:

@@ -1,4 +1,4 @@
-"""What a client is told when it cannot have what it asked for, in OpenAI's shape."""
+"""What a client is told when it cannot have what it asked for, in OpenAI's shape or Anthropic's."""
 
 from __future__ import annotations
 
@@ -6,7 +6,16 @@ from typing import Any
 
 from dsv4.errors import DSV4Error, NumericsError
 
+MESSAGES = "/v1/messages"  # here and below it the clients are Anthropic's
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
+_ANTHROPIC_TYPES = _TYPES | {
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    500: "api_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
 
 
 class Refusal(DSV4Error):
@@ -44,7 +53,15 @@ def refused(error: DSV4Error) -> Refusal:
     return Refusal(str(error), param=error.what if error.what.isidentifier() else None)
 
 
-def body(refusal: Refusal) -> dict[str, Any]:
-    """The JSON of a refusal."""
+def anthropic(path: str) -> bool:
+    """Whether those who ask for `path` look for Anthropic's shapes."""
+    return path == MESSAGES or path.startswith(f"{MESSAGES}/")
+
+
+def body(refusal: Refusal, path: str = "") -> dict[str, Any]:
+    """The JSON of a refusal, as those who ask for `path` look for it."""
+    if anthropic(path):
+        known = _ANTHROPIC_TYPES.get(refusal.status, "invalid_request_error")
+        return {"type": "error", "error": {"type": known, "message": str(refusal)}}
     kind = _TYPES.get(refusal.status, "server_error" if refusal.status >= 500 else "invalid_request_error")
     return {"error": {"message": str(refusal), "type": kind, "param": refusal.param, "code": refusal.code}}

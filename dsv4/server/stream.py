@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any
 
 from fastapi import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from dsv4.chat.events import Event
 from dsv4.errors import DSV4Error
 from dsv4.server.choice import Choice
 from dsv4.server.refusal import body, refused
-from dsv4.server.shapes import Head, Json, again, chunks, first_chunk, usage, whole_answer
+from dsv4.server.shapes import Head, Json, again, chunks, first_chunk, usage
 from dsv4.server.worker import Reading, Worker
 
 
 class EventStream(StreamingResponse):
-    """A stream of chunks. However it ends, and be it before it began, its requests end with it."""
+    """A stream of `events`. However it ends, and be it before it began, its requests end with it."""
 
-    def __init__(
-        self, worker: Worker, reading: Reading, head: Head, choices: Sequence[Choice], prompt_tokens: int, counts: bool
-    ) -> None:
+    def __init__(self, worker: Worker, reading: Reading, events: AsyncIterator[str]) -> None:
         self._worker, self._reading = worker, reading
-        events = _events(reading, head, choices, prompt_tokens, counts)
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         super().__init__(events, media_type="text/event-stream", headers=headers)
 
@@ -42,17 +40,23 @@ def _line(said: Json) -> str:
     return f"data: {json.dumps(said, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 
-async def _events(
+async def pushed(reading: Reading, choices: Sequence[Choice]) -> AsyncIterator[tuple[Choice, list[Event]]]:
+    """What comes, until all have ended: a choice, and the events that its next delta makes certain."""
+    while any(choice.finish is None for choice in choices):
+        for place, delta in await reading.next():
+            if choices[place].finish is None:
+                yield choices[place], choices[place].push(delta)
+
+
+async def chunk_events(
     reading: Reading, head: Head, choices: Sequence[Choice], prompt_tokens: int, counts: bool
 ) -> AsyncIterator[str]:
+    """The stream as OpenAI has it, with token counts at its end if `counts`."""
     yield "".join(_line(chunk) for choice in choices for chunk in first_chunk(head, choice))
     try:
-        while any(choice.finish is None for choice in choices):
-            for place, delta in await reading.next():
-                choice = choices[place]
-                if choice.finish is None:
-                    for chunk in chunks(head, choice, choice.push(delta)):
-                        yield _line(chunk)
+        async for choice, events in pushed(reading, choices):
+            for chunk in chunks(head, choice, events):
+                yield _line(chunk)
     except DSV4Error as error:  # the status line is long gone: the clients look for this key
         yield _line(body(refused(error)))
         return
@@ -62,21 +66,20 @@ async def _events(
 
 
 async def whole(
-    request: Request, worker: Worker, reading: Reading, head: Head, choices: Sequence[Choice], prompt_tokens: int
+    request: Request, worker: Worker, reading: Reading, choices: Sequence[Choice], said: Callable[[], Json]
 ) -> Response:
-    """The answer when it is complete. Raises what ended it early."""
+    """What is `said` of the answer when it is complete. Raises what ended it early."""
     try:
         if not await _unless_gone(request.receive, _collect(reading, choices)):
             return Response(status_code=499)  # nobody reads it
-        return JSONResponse(whole_answer(head, choices, prompt_tokens))
+        return JSONResponse(said())
     finally:
         worker.close(reading)
 
 
 async def _collect(reading: Reading, choices: Sequence[Choice]) -> None:
-    while any(choice.finish is None for choice in choices):
-        for place, delta in await reading.next():
-            choices[place].push(delta)
+    async for _ in pushed(reading, choices):
+        pass
 
 
 async def _unless_gone(receive: Receive, doing: Coroutine[Any, Any, None]) -> bool:
