@@ -50,7 +50,10 @@ def chat_request(asked: CountRequest) -> ChatRequest:
     choice, one = _tool_choice(asked.tool_choice)
     said: Json = {"model": asked.model, "tool_choice": choice, "parallel_tool_calls": False if one else None}
     said["messages"] = [*_system(asked.system), *_messages(asked.messages)]
-    said["continue_final_message"] = said["messages"][-1]["role"] == "assistant"
+    last = said["messages"][-1]
+    said["continue_final_message"] = last["role"] == "assistant"
+    if last.get("tool_calls"):
+        raise _refusal("messages", "a call at their end", "a user message with its tool_result")
     said["tools"] = [_tool(f"tools.{n}", tool) for n, tool in enumerate(asked.tools or ())] or None
     said["thinking"] = {"type": _thinking(asked.thinking)}
     said |= _output(asked.output_config)

@@ -1,0 +1,467 @@
+"""Anthropic's own client against /v1/messages. What the embedded model would not say is dictated."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import anthropic
+import httpx
+import pytest
+import torch
+
+from dsv4.config import EngineOptions
+from dsv4.engine.scheduler import Work
+from dsv4.llm import LLM
+from tests.serving import FRANCE, OFF, STORY, Running, changed, dictated, gated, running, until
+from tests.test_server_tools import ARGUMENTS, BOTH, PARIS, block, invoke, parameter
+
+MESSAGES, COUNT = "/v1/messages", "/v1/messages/count_tokens"
+ASK: dict[str, Any] = {"messages": FRANCE, "max_tokens": 40}
+THINK = {"thinking": {"type": "enabled", "budget_tokens": 1024}}
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
+TOOLS = [{"name": "warmth", "description": "How warm it is", "input_schema": SCHEMA}]
+SAID = "I must look.</think>" + BOTH
+GREEDY = {"temperature": 0}
+
+
+@pytest.fixture(scope="module")
+def llm() -> LLM:
+    return LLM.load(options=EngineOptions(max_sequences=2, max_context=1024, draft_tokens=0))
+
+
+@pytest.fixture(scope="module")
+def server(llm: LLM) -> Iterator[Running]:
+    with running(llm, queue=0, body=20000) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(server: Running) -> anthropic.Anthropic:
+    return client_of(server)
+
+
+@pytest.fixture(scope="module")
+def actor() -> LLM:
+    """Its words are dictated."""
+    return LLM.load(options=EngineOptions(max_sequences=2, max_context=1024, draft_tokens=0, reuse_points=0))
+
+
+@pytest.fixture(scope="module")
+def stage(actor: LLM) -> Iterator[Running]:
+    with running(actor) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def player(stage: Running) -> anthropic.Anthropic:
+    return client_of(stage)
+
+
+def client_of(server: Running, key: str = "none") -> anthropic.Anthropic:
+    return anthropic.Anthropic(base_url=server.url, api_key=key, max_retries=0, timeout=60)
+
+
+def ask(client: anthropic.Anthropic, extra: Any = GREEDY, **asked: Any) -> Any:
+    return client.messages.create(model="pico", extra_body=extra, **(ASK | asked))
+
+
+def streamed(client: anthropic.Anthropic, extra: Any = GREEDY, **asked: Any) -> Any:
+    """What the client makes of a stream."""
+    with client.messages.stream(model="pico", extra_body=extra, **(ASK | asked)) as stream:
+        return stream.get_final_message()
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two messages differ in nothing but the name of the answer, which the ids of calls hold as well."""
+    return bool(plain(one) == plain(other))
+
+
+def plain(message: Any) -> Any:
+    said = message.model_dump(exclude={"id", "seed"})
+    said["usage"] = (total(message.usage), message.usage.output_tokens, message.usage.output_tokens_details)
+    said["content"] = [{k: v for k, v in part.items() if k not in ("id", "parsed_output")} for part in said["content"]]
+    return {name: value for name, value in said.items() if name not in ("logit_hash", "unparsed")}
+
+
+def events(server: Running, sent: Any) -> list[tuple[str, dict[str, Any]]]:
+    """The wire, event by event; each says its type twice."""
+    answer = server.post(MESSAGES, {"stream": True} | sent)
+    assert answer.headers["content-type"].startswith("text/event-stream"), answer.text
+    out = []
+    for event in answer.text.removesuffix("\n\n").split("\n\n"):
+        name, data = event.split("\n")
+        assert data.startswith("data: ")
+        said = json.loads(data.removeprefix("data: "))
+        assert name == f"event: {said['type']}"
+        out.append((said["type"], said))
+    return out
+
+
+def refusal(answer: httpx.Response, status: int, kind: str) -> str:
+    assert answer.status_code == status, answer.text
+    said = answer.json()
+    assert set(said) == {"type", "error"}
+    assert (said["type"], set(said["error"])) == ("error", {"type", "message"})
+    assert said["error"]["type"] == kind
+    return str(said["error"]["message"])
+
+
+# --- answers -----------------------------------------------------------------------------------------------------
+
+
+def test_a_text(client: anthropic.Anthropic) -> None:
+    whole = ask(client, system=[{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}])
+    (text,) = whole.content
+    assert (text.type, text.text) == ("text", "The capital of France is Paris.")
+    assert (whole.role, whole.model, whole.stop_reason, whole.stop_sequence) == ("assistant", "pico", "end_turn", None)
+    assert whole.id.startswith("msg_")
+    assert whole.usage.output_tokens == 12
+
+
+@pytest.mark.parametrize("thinking", [THINK["thinking"], {"type": "adaptive"}])
+def test_thinking_is_a_block_of_its_own(client: anthropic.Anthropic, thinking: Any) -> None:
+    asked = {"thinking": thinking, "max_tokens": 80}
+    whole = ask(client, **asked)
+    assert [part.type for part in whole.content] == ["thinking", "text"]
+    assert whole.content[0].signature
+    assert whole.content[1].text == "The capital of France is Paris."
+    assert 0 < whole.usage.output_tokens_details.thinking_tokens < whole.usage.output_tokens
+    assert same(whole, streamed(client, **asked))
+
+
+def test_without_a_word_or_with_disabled_it_does_not_think(client: anthropic.Anthropic) -> None:
+    assert same(ask(client), ask(client, thinking={"type": "disabled"}))
+    assert same(ask(client), streamed(client))
+
+
+def test_thinking_that_is_cut_is_signed_as_well(client: anthropic.Anthropic) -> None:
+    whole = ask(client, max_tokens=5, **THINK)
+    (part,) = whole.content
+    assert (part.type, whole.stop_reason) == ("thinking", "max_tokens")
+    assert part.signature
+    assert same(whole, streamed(client, max_tokens=5, **THINK))
+
+
+@pytest.mark.parametrize(
+    ("limits", "text", "reason", "stop"),
+    [
+        ({"max_tokens": 3}, "The capital of", "max_tokens", None),
+        ({"stop_sequences": ["Rome", "is"]}, "The capital of France ", "stop_sequence", "is"),
+        ({"stop_sequences": ["France is", "ce"]}, "The capital of Fran", "stop_sequence", "ce"),
+        ({"stop_sequences": ["Rome"]}, "The capital of France is Paris.", "end_turn", None),
+    ],
+)
+def test_why_it_ended(client: anthropic.Anthropic, limits: Any, text: str, reason: str, stop: str | None) -> None:
+    whole = ask(client, **limits)
+    assert (whole.content[0].text, whole.stop_reason, whole.stop_sequence) == (text, reason, stop)
+    assert same(whole, streamed(client, **limits))
+
+
+def test_it_goes_on_from_what_it_is_said_to_have_begun(client: anthropic.Anthropic) -> None:
+    begun = [*FRANCE, {"role": "assistant", "content": "The capital of France"}]
+    assert ask(client, messages=begun).content[0].text == " is Paris."
+
+
+def test_sampling_is_that_of_a_chat(server: Running, client: anthropic.Anthropic) -> None:
+    """The same answer to the last bit."""
+    how = {"temperature": 1.0, "top_p": 0.9, "top_k": 50, "seed": 7}
+    message = ask(client, how, messages=STORY)
+    chat = server.post("/v1/chat/completions", how | OFF | {"messages": STORY, "max_tokens": 40}).json()
+    assert message.content[0].text == chat["choices"][0]["message"]["content"]
+    last = events(server, ASK | how | {"messages": STORY})[-2][1]
+    assert (message.logit_hash, message.seed) == (last["logit_hash"], last["seed"]) == (chat["logit_hash"], 7)
+
+
+def test_effort_and_format_are_those_of_a_chat(server: Running, client: anthropic.Anthropic) -> None:
+    config: Any = {"effort": "high", "format": {"type": "json_schema", "schema": {"enum": ["yes"]}}}
+    assert ask(client, output_config=config).content[0].text == '"yes"'
+    sent = ASK | {"output_config": {"effort": "extreme"}}
+    assert "no such effort; got extreme" in refusal(server.post(MESSAGES, sent), 400, "invalid_request_error")
+
+
+# --- the wire ----------------------------------------------------------------------------------------------------
+
+
+def test_the_order_of_events(stage: Running, actor: LLM) -> None:
+    with dictated(actor, SAID) as ids:
+        found = events(stage, ASK | THINK | {"tools": TOOLS, "max_tokens": 500})
+    kinds = [
+        said["delta"]["type"] if kind == "content_block_delta" else kind
+        for kind, said in found
+        if kind != "content_block_delta" or said["delta"]["type"] != "signature_delta"
+    ]
+    shape = [kind for n, kind in enumerate(kinds) if n == 0 or kind != kinds[n - 1]]
+    blocks = ("thinking_delta", "text_delta", "input_json_delta", "input_json_delta")
+    inner = [kind for delta in blocks for kind in ("content_block_start", delta, "content_block_stop")]
+    assert shape == ["message_start", *inner, "message_delta", "message_stop"]
+    signed = next(n for n, (_, said) in enumerate(found) if said.get("delta", {}).get("type") == "signature_delta")
+    assert found[signed + 1][1] == {"type": "content_block_stop", "index": 0}
+    starts = [said for kind, said in found if kind == "content_block_start"]
+    assert [said["index"] for said in starts] == [0, 1, 2, 3]
+    assert [said["content_block"]["type"] for said in starts] == ["thinking", "text", "tool_use", "tool_use"]
+    assert starts[2]["content_block"] == starts[3]["content_block"] | {"id": starts[2]["content_block"]["id"]}
+    assert starts[2]["content_block"]["input"] == {}
+    first, last = found[0][1]["message"], found[-2][1]
+    assert (first["content"], first["stop_reason"], first["usage"]["output_tokens"]) == ([], None, 1)
+    assert last["delta"] == {"stop_reason": "tool_use", "stop_sequence": None}
+    assert last["usage"]["output_tokens"] == len(ids)
+
+
+def test_an_error_in_a_stream_is_an_event(server: Running, client: anthropic.Anthropic, llm: LLM) -> None:
+    """Logits that are no numbers, from the third token on."""
+    with changed(llm, lambda work, logits: logits * (float("nan") if len(work.request.output) > 1 else 1)):
+        found = events(server, ASK)
+        with pytest.raises(anthropic.APIStatusError, match="not finite"):
+            streamed(client)
+        refusal(server.post(MESSAGES, ASK), 500, "api_error")
+    assert [kind for kind, _ in found] == [
+        "message_start", "content_block_start", "content_block_delta", "content_block_delta", "error",
+    ]  # fmt: skip
+    assert found[-1][1]["error"]["type"] == "api_error"
+
+
+# --- tools -------------------------------------------------------------------------------------------------------
+
+
+def test_a_round_trip(stage: Running, player: anthropic.Anthropic, actor: LLM) -> None:
+    """What the client was given and gives back is, to the model, what it had sampled."""
+    asked: dict[str, Any] = {"tools": TOOLS, "max_tokens": 500, **THINK}
+    with dictated(actor, SAID) as ids:
+        first = ask(player, **asked)
+        assert same(first, streamed(player, **asked))
+    assert [part.type for part in first.content] == ["thinking", "text", "tool_use", "tool_use"]
+    assert (first.content[0].thinking, first.content[1].text) == ("I must look.", "I look it up.")
+    assert [part.input for part in first.content[2:]] == list(map(json.loads, ARGUMENTS))
+    assert first.stop_reason == "tool_use"
+    results: Any = [
+        {"type": "tool_result", "tool_use_id": first.content[3].id, "content": "mild", "is_error": False},
+        {"type": "tool_result", "tool_use_id": first.content[2].id, "content": [{"type": "text", "text": "warm"}]},
+        {"type": "text", "text": "Well?"},
+    ]
+    talk: Any = [*FRANCE, {"role": "assistant", "content": first.content}, {"role": "user", "content": results}]
+    with dictated(actor, "Done.</think>It is warm."):
+        second = ask(player, **asked | {"messages": talk})
+    assert second.content[1].text == "It is warm."
+    before = first.usage.input_tokens + first.usage.cache_read_input_tokens
+    after = second.usage.input_tokens + second.usage.cache_read_input_tokens
+    rest = "<｜User｜><tool_result>warm</tool_result>\n\n<tool_result>mild</tool_result>\n\nWell?<｜Assistant｜><think>"
+    assert after == before + len(ids) + len(actor.tokenizer.encode_raw(rest))
+
+
+def test_a_call_that_is_cut_is_what_came_of_it(player: anthropic.Anthropic, actor: LLM) -> None:
+    text = "So." + block(PARIS, invoke(parameter("city", "Rome"), parameter("day", "Monday")))
+    limit = len(actor.tokenizer.encode_raw(text[: text.index("Mond") + 4]))
+    with dictated(actor, text):
+        whole = ask(player, tools=TOOLS, max_tokens=limit)
+        assert same(whole, streamed(player, tools=TOOLS, max_tokens=limit))
+    assert whole.stop_reason == "max_tokens"
+    assert [part.input for part in whole.content[1:]] == [{"city": "Paris"}, {"city": "Rome"}]
+    assert whole.unparsed["problems"] == ["the output ended inside a tool call"]
+
+
+def test_a_call_without_arguments_and_text_behind_it(player: anthropic.Anthropic, actor: LLM) -> None:
+    with dictated(actor, block(invoke()).removeprefix("\n\n") + "\nMore."):
+        whole = ask(player, tools=TOOLS, max_tokens=200)
+        assert same(whole, streamed(player, tools=TOOLS, max_tokens=200))
+    assert [part.type for part in whole.content] == ["tool_use", "text"]
+    assert (whole.content[0].input, whole.content[1].text) == ({}, "More.")
+
+
+def test_how_calls_are_chosen(stage: Running, player: anthropic.Anthropic, actor: LLM) -> None:
+    """At most one; none, and the model does not hear of them; one that must be made; a certain one."""
+    asked: dict[str, Any] = {"tools": TOOLS, "max_tokens": 200}
+    with dictated(actor, BOTH):
+        one = ask(player, **asked, tool_choice={"type": "auto", "disable_parallel_tool_use": True})
+        assert [part.type for part in one.content] == ["text", "tool_use"]
+        assert one.stop_reason == "tool_use"
+        none = ask(player, **asked, tool_choice={"type": "none"})
+        assert ([part.type for part in none.content], none.stop_reason) == (["text"], "end_turn")
+        assert total(none.usage) == total(ask(player).usage) < total(one.usage)
+        for choice in ({"type": "any"}, {"type": "tool", "name": "warmth"}):
+            forced = ask(player, **asked, tool_choice=choice)
+            assert {part.type for part in forced.content} == {"tool_use"}
+    sent = ASK | {"tools": TOOLS, "tool_choice": {"type": "tool", "name": "cold"}}
+    assert "tool_choice" in refusal(stage.post(MESSAGES, sent), 400, "invalid_request_error")
+
+
+def test_arguments_that_json_cannot_carry(stage: Running, player: anthropic.Anthropic, actor: LLM) -> None:
+    """Half a character, written as JSON: whole it is an error that says so, streamed it is what the model wrote."""
+    with dictated(actor, block(invoke(parameter("city", '"\\ud800"', False)))):
+        sent = ASK | {"tools": TOOLS, "max_tokens": 200}
+        assert "ask for a stream" in refusal(stage.post(MESSAGES, sent), 500, "api_error")
+        parts = [said["delta"].get("partial_json", "") for _, said in events(stage, sent) if "delta" in said]
+    assert "".join(parts) == '{"city": "\\ud800"}'
+
+
+# --- counting ----------------------------------------------------------------------------------------------------
+
+
+def total(usage: Any) -> int:
+    return int(usage.input_tokens + usage.cache_read_input_tokens + usage.cache_creation_input_tokens)
+
+
+@pytest.mark.parametrize("more", [{}, {"system": "Be brief."}, {"tools": TOOLS}, THINK])
+def test_count_tokens_is_what_the_answer_will_say(client: anthropic.Anthropic, more: Any) -> None:
+    """And the prompt has in it what was asked for: these differ from the plain one."""
+    messages: Any = [{"role": "user", "content": f"{sorted(more)}?"}]
+    counted = client.messages.count_tokens(model="pico", messages=messages, **more)
+    assert counted.input_tokens == total(ask(client, messages=messages, max_tokens=1, **more).usage)
+    plainly = client.messages.count_tokens(model="pico", messages=messages).input_tokens
+    assert (counted.input_tokens > plainly) == bool({"system", "tools"} & set(more))
+
+
+def test_what_was_there_already_is_counted_apart(client: anthropic.Anthropic) -> None:
+    messages: Any = [{"role": "user", "content": "A long way to go. " * 40}]
+    counted = client.messages.count_tokens(model="pico", messages=messages).input_tokens
+    first = ask(client, messages=messages, max_tokens=1).usage
+    assert (first.input_tokens, first.cache_read_input_tokens) == (counted, 0)
+    for again in (ask(client, messages=messages, max_tokens=1), streamed(client, messages=messages, max_tokens=1)):
+        assert again.usage.cache_read_input_tokens > 0
+        assert total(again.usage) == counted
+
+
+def test_a_prompt_too_long_to_run_can_be_counted(server: Running, client: anthropic.Anthropic) -> None:
+    messages: Any = [{"role": "user", "content": "word " * 2000}]
+    assert client.messages.count_tokens(model="pico", messages=messages).input_tokens > 1024
+    refusal(server.post(MESSAGES, ASK | {"messages": messages}), 400, "invalid_request_error")
+
+
+# --- refusals ----------------------------------------------------------------------------------------------------
+
+PICTURE = {"type": "image", "source": {"type": "url", "url": "x"}}
+
+
+def user(*blocks: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": list(blocks)}]}
+
+
+def past(*blocks: Any) -> dict[str, Any]:
+    return {"messages": [*FRANCE, {"role": "assistant", "content": list(blocks)}, *FRANCE]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"max_tokens": None}, "max_tokens"),
+        ({"max_tokens": 0}, "max_tokens: Input should be greater than or equal to 1"),
+        ({"max_tokens": 5000}, "do not fit into the context"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "system", "content": "x"}]}, "messages.0.role; got 'system'; wanted user or assistant"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content; got 5"),
+        ({"messages": [{"role": "user", "content": "x", "name": "y"}]}, "messages.0.name"),
+        (user(PICTURE), "messages.0.content.0.type; got 'image'; wanted text: these models read text only"),
+        (user({"type": "text"}), "messages.0.content.0.text; got None; wanted a text"),
+        (user({"type": "tool_result"}), "messages.0.content.0.tool_use_id"),
+        (user({"type": "tool_result", "tool_use_id": "a", "content": [{"type": "text"}]}), "0.content.0.text"),
+        (
+            past({"type": "tool_use", "id": "a", "name": "b", "input": "c"}),
+            "content.0.input; got 'c'; wanted an object",
+        ),
+        (past({"type": "tool_use", "name": "b", "input": {}}), "messages.1.content.0.id"),
+        (past({"type": "thinking"}), "messages.1.content.0.thinking"),
+        ({"messages": past({"type": "tool_use", "id": "a", "name": "b", "input": {}})["messages"][:2]}, "tool_result"),
+        ({"system": [PICTURE]}, "system.0.type; got 'image'"),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "this server brings no tools of its own"),
+        ({"tools": [{"name": "f"}]}, "tools.0.input_schema; got None; wanted an object"),
+        ({"tools": [TOOLS[0] | {"input_examples": [{}]}]}, "tools.0.input_examples"),
+        ({"tool_choice": {"type": "some"}}, "tool_choice.type; got 'some'; wanted auto, any, tool or none"),
+        ({"tool_choice": {"type": "any"}}, "tool_choice"),
+        ({"thinking": {"type": "on"}}, "thinking.type; got 'on'; wanted enabled, adaptive or disabled"),
+        ({"thinking": {"type": "enabled"}}, "thinking.budget_tokens; got None; wanted a whole number"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 0}}, "thinking.budget_tokens; got 0"),
+        ({"thinking": {"type": "adaptive", "display": "omitted"}}, "thinking.display"),
+        ({"output_config": {"tone": "mild"}}, "output_config.tone"),
+        ({"output_config": {"format": {"type": "xml"}}}, "output_config.format.type; got 'xml'; wanted json_schema"),
+        ({"stop_sequences": [""]}, "stop_sequences"),
+        ({"top_k": -1}, "top_k"),
+        ({"temperature": -1}, "temperature; got -1"),
+        ({"stop": "x"}, "'stop' is not supported"),
+        ({"container": "x"}, "'container' is not supported"),
+    ],
+)
+def test_what_cannot_be_had(server: Running, changes: Any, said: str) -> None:
+    assert said in refusal(server.post(MESSAGES, ASK | changes), 400, "invalid_request_error")
+
+
+def test_what_changes_nothing_is_taken(server: Running) -> None:
+    """Marks for a cache, data about the user, what only Anthropic's servers can read, and fields that are null."""
+    mark = {"cache_control": {"type": "ephemeral"}}
+    hi = {"type": "text", "text": "Hi"}
+    history = past({"type": "redacted_thinking", "data": "x"}, {"type": "text", "text": "Paris.", "citations": None})
+    plainly = past({"type": "text", "text": "Paris."})
+    tools = [TOOLS[0] | mark | {"type": "custom", "strict": None}]
+    for sent, bare in (
+        (history | mark | {"metadata": {"user_id": "x"}}, plainly),
+        (user(hi | mark) | {"system": None, "tools": tools}, user(hi) | {"tools": TOOLS}),
+    ):
+        counts = [server.post(COUNT, {"model": "pico"} | asked).json()["input_tokens"] for asked in (sent, bare)]
+        assert counts[0] == counts[1]
+    assert server.post(MESSAGES, ASK | history | mark | {"metadata": {}, "service_tier": "auto"}).status_code == 200
+
+
+def test_a_picture_in_a_result_is_told_to_the_model(server: Running) -> None:
+    result = {"type": "tool_result", "tool_use_id": "a", "content": [PICTURE]}
+    text = {"type": "tool_result", "tool_use_id": "a", "content": "[Unsupported image]"}
+    counts = [server.post(COUNT, user(one)).json()["input_tokens"] for one in (result, text)]
+    assert counts[0] == counts[1]
+
+
+def test_errors_of_other_statuses(server: Running, client: anthropic.Anthropic) -> None:
+    with pytest.raises(anthropic.NotFoundError, match="there is no such model"):
+        client.messages.create(model="other", **ASK)
+    with pytest.raises(anthropic.RequestTooLargeError):
+        ask(client, messages=[{"role": "user", "content": "x" * 30000}])
+    with pytest.raises(anthropic.BadRequestError, match="no tools of its own"):
+        ask(client, tools=[{"type": "bash_20250124", "name": "bash"}])
+    refusal(server.post(COUNT, {"messages": FRANCE, "model": "other"}), 404, "not_found_error")
+    refusal(server.get("/v1/messages/batches"), 404, "not_found_error")
+    refusal(server.get(MESSAGES), 405, "invalid_request_error")
+    refusal(server.post(MESSAGES, b"{}", content_type="text/plain"), 415, "invalid_request_error")
+    refusal(server.post(COUNT, b"{"), 400, "invalid_request_error")
+    assert "param" in server.post("/v1/chat/completions", {}).json()["error"]  # the others keep their shape
+
+
+def test_a_full_queue(server: Running, client: anthropic.Anthropic, llm: LLM) -> None:
+    with gated(llm) as gate:
+        with (
+            client.messages.create(model="pico", stream=True, **ASK),
+            client.messages.create(model="pico", stream=True, **ASK),
+        ):
+            with pytest.raises(anthropic.RateLimitError) as full:
+                ask(client)
+            assert "retry-after" in full.value.response.headers
+            assert refusal(server.post(MESSAGES, ASK), 429, "rate_limit_error")
+        gate.set()
+    until(lambda: server.service.worker.live == 0)
+
+
+def test_a_late_answer(server: Running, llm: LLM) -> None:
+    def slow(_: Work, logits: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.02)
+        return logits
+
+    with changed(llm, slow):
+        assert refusal(server.post(MESSAGES, ASK | {"timeout": 0.01}), 504, "timeout_error")
+
+
+def test_a_key_by_either_header(llm: LLM) -> None:
+    with running(llm, key="secret") as locked:
+        assert client_of(locked, "secret").messages.count_tokens(model="pico", messages=FRANCE).input_tokens
+        bearer = anthropic.Anthropic(base_url=locked.url, auth_token="secret", api_key=None, max_retries=0)
+        assert bearer.messages.count_tokens(model="pico", messages=FRANCE).input_tokens
+        with pytest.raises(anthropic.AuthenticationError, match="x-api-key"):
+            ask(client_of(locked, "other"))
+        refusal(locked.post(MESSAGES, ASK), 401, "authentication_error")
+        refusal(locked.post(MESSAGES, ASK, x_api_key="secre"), 401, "authentication_error")
+
+
+def test_a_server_that_shuts_down(llm: LLM) -> None:
+    with running(llm) as server:
+        server.service.worker.drain()
+        with pytest.raises(anthropic.APIStatusError) as gone:
+            ask(client_of(server))
+        assert gone.value.status_code == 503
+        refusal(server.post(MESSAGES, ASK), 503, "overloaded_error")
