@@ -53,8 +53,12 @@ def walk(grammar: Grammar, seed: int, longest: int = 3000, only: Sequence[int] =
 
 @contextmanager
 def babbling(llm: LLM, seed: int) -> Iterator[None]:
-    """Inside the block the model says whatever chance will have; it does not run, so `llm` must have no draft."""
+    """Inside the block the model says whatever chance will have.
+
+    It does not run, so `llm` must be loaded without a draft and without points to go on from.
+    """
     runner = llm.engine._runner
+    assert not runner.store.points, "load it with reuse_points=0"
 
     def run(work: Sequence[Work]) -> list[Ran]:
         return [Ran(torch.zeros(item.end - item.start, 1, 1), logits(item)) for item in work]

@@ -123,6 +123,7 @@ def dictated(llm: LLM, text: str) -> Iterator[list[int]]:
     """
     ids = [*llm.tokenizer.encode_raw(text), llm.tokenizer.eos_id]
     runner = llm.engine._runner
+    assert not runner.store.points, "load it with reuse_points=0"
 
     def dictate(work: Sequence[Work]) -> list[Ran]:
         return [Ran(torch.zeros(item.end - item.start, 1, 1), logits(item)) for item in work]

@@ -22,7 +22,7 @@ WORDS = "hm</think>" + "one two three four " * 4
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
-    llm = LLM.load(options=EngineOptions(max_sequences=4, max_context=512, draft_tokens=0))
+    llm = LLM.load(options=EngineOptions(max_sequences=4, max_context=512, draft_tokens=0, reuse_points=0))
     with dictated(llm, WORDS), running(llm) as server:
         yield server
 

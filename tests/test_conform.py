@@ -17,12 +17,13 @@ from dsv4.llm import LLM
 from tests.serving import Running, dictated, running
 from tests.test_server_tools import BOTH
 
+UNSURE = {"a call", "a call, streamed", "one call at most", "json_object"}  # up to the model, which is small
 SAID = "hé</think>Schön, 你好." + BOTH
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
-    llm = LLM.load(options=EngineOptions(max_sequences=4, max_context=1024, draft_tokens=0))
+    llm = LLM.load(options=EngineOptions(max_sequences=4, max_context=1024, draft_tokens=0, reuse_points=0))
     with dictated(llm, SAID), running(llm, key="a key") as server:
         yield server
 
@@ -37,10 +38,20 @@ def test_the_names_of_cases_are_unique() -> None:
 
 
 def test_our_server_passes(server: Running) -> None:
-    found = verdicts(server)
+    """Structured answers apart: a model whose words are dictated cannot be held to others."""
+    found = verdicts(server, *{case.group for case in CASES} - {"structured"})
     assert {name: one for name, one in found.items() if one.verdict in ("FAIL", "unclear")} == {}
-    assert len(found) == len(CASES)
     assert found["a call"].verdict == found["a call, streamed"].verdict == found["a wrong key"].verdict == "pass"
+
+
+def test_the_embedded_model_passes() -> None:
+    llm = LLM.load(options=EngineOptions(max_sequences=4, max_context=1024))
+    with running(llm, key="a key") as server:
+        found = verdicts(server)
+    assert len(found) == len(CASES)
+    other = {name for name, one in found.items() if one.verdict != "pass" and one.case.group != "responses"}
+    assert other <= UNSURE
+    assert {found[name].verdict for name in other} <= {"unclear"}
 
 
 Change = Callable[[bytes], bytes]

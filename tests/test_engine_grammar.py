@@ -157,7 +157,8 @@ def test_an_answer_too_complex_for_its_grammar_ends_alone(llm: LLM) -> None:
     assert text(fine) in ("Paris", "Rome")
 
 
-def test_tokens_by_chance_are_held_as_well(llm: LLM) -> None:
+def test_tokens_by_chance_are_held_as_well() -> None:
+    llm = load(reuse_points=0)
     held = llm.grammar(json_answer(SCHEMA, strict=True))
     ids, _ = asked(llm)[0]
     for seed in range(20):

@@ -36,7 +36,7 @@ def tool(name: str = "warmth", parameters: Any = SCHEMA, **more: Any) -> dict[st
 
 @pytest.fixture(scope="module")
 def llm() -> LLM:
-    return LLM.load(options=EngineOptions(max_sequences=2, max_context=2048, draft_tokens=0))
+    return LLM.load(options=EngineOptions(max_sequences=2, max_context=2048, draft_tokens=0, reuse_points=0))
 
 
 @pytest.fixture(scope="module")

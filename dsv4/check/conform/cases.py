@@ -12,7 +12,9 @@ CHAT, TEXT, RESPONSES, MESSAGES = "/chat/completions", "/completions", "/respons
 HELLO: Final = [{"role": "user", "content": "Say hello."}]
 SHORT: Final[Mapping[str, Any]] = {"messages": HELLO, "max_tokens": 8, "temperature": 0, "seed": 1}
 STREAM: Final[Mapping[str, Any]] = {**SHORT, "stream": True, "stream_options": {"include_usage": True}}
-PARAMETERS: Final = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+# A closed list: a weak model that is held to a text of its own may never end it.
+CITY: Final = {"type": "string", "enum": ["Paris", "Rome"]}
+PARAMETERS: Final = {"type": "object", "properties": {"city": CITY}, "required": ["city"]}
 TOOL: Final = {"type": "function", "function": {"name": "warmth", "description": "of a city", "parameters": PARAMETERS}}
 CALL: Final[Mapping[str, Any]] = {
     "messages": [{"role": "user", "content": "How warm is it in Paris? Use the tool."}],
@@ -29,7 +31,7 @@ ROUND: Final = [
 ]
 SCHEMA: Final = {
     "type": "object",
-    "properties": {"city": {"type": "string"}, "warm": {"type": "boolean"}},
+    "properties": {"city": CITY, "warm": {"type": "boolean"}},
     "required": ["city", "warm"],
     "additionalProperties": False,
 }
