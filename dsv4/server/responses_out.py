@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from copy import deepcopy
 from typing import Any
 
+from dsv4.chat.control import END_THINK
 from dsv4.chat.events import ContentDelta, Event, ReasoningDelta, ToolCallArguments, ToolCallEnd, ToolCallStart
 from dsv4.errors import DSV4Error
 from dsv4.server.choice import Choice
@@ -74,7 +75,7 @@ class Answer:
         self._items: list[Json] = head["output"]
         self._open = False
         self._count = 0  # of events
-        self._entries: deque[Json] = deque()  # logprobs of tokens whose text has not come yet
+        self._entries: deque[Json] = deque()  # logprobs of tokens that no text was given to
         self._owed = 0  # bytes of text whose tokens have not come yet
 
     def start(self) -> Iterator[Json]:
@@ -124,9 +125,11 @@ class Answer:
             yield from self._begin(kind)
             self._items[-1]["content"] = [deepcopy(PARTS[kind])]
             yield self._of_part("response.content_part.added", part=PARTS[kind])
-        part, logprobs = self._items[-1]["content"][0], self._logprobs(text, fresh)
+        (part,) = self._items[-1]["content"]
         part["text"] += text
+        logprobs: list[Json] = []
         if kind == "message":
+            logprobs = self._logprobs(text.encode(), fresh)
             part["logprobs"] += logprobs
         yield self._of_text("delta", part, logprobs, delta=text)
 
@@ -166,22 +169,30 @@ class Answer:
         self._said |= again([self.choice]) | self.choice.unparsed()
         yield self._event(f"response.{status}", response=self._said)
 
-    def _logprobs(self, text: str, fresh: bool) -> list[Json]:
-        """Entries of the tokens that make `text`. Those before a fresh text, marks of the model's format, are dropped.
+    def _logprobs(self, text: bytes, fresh: bool) -> list[Json]:
+        """Entries of the tokens that make more of a message's text; marks of the model's format before it have none.
 
         A token may be longer than what came of it so far: its entry comes with the first of it.
         """
         if fresh:
-            begin = b"".join(bytes(entry["bytes"]) for entry in self._entries).find(text.encode())
-            while begin > 0 and begin >= len(self._entries[0]["bytes"]):
+            begin = self._begin_of(text)
+            while self._entries and 0 < begin >= len(self._entries[0]["bytes"]):
                 begin -= len(self._entries.popleft()["bytes"])
-            self._owed = max(0, begin)
-        self._owed += len(text.encode())
+            self._owed = begin
+        self._owed += len(text)
         taken: list[Json] = []
-        while self._owed > 0 and self._entries:
+        while self._entries and self._owed > 0:
             taken.append(self._entries.popleft())
             self._owed -= len(taken[-1]["bytes"])
         return taken
+
+    def _begin_of(self, text: bytes) -> int:
+        """Where the text of a new message begins in what was sampled since the last call ended, if there was one."""
+        sampled = b"".join(bytes(entry["bytes"]) for entry in self._entries)
+        if self._items[-2:-1] and self._items[-2]["type"] == "function_call":
+            return max(0, sampled.find(text, sampled.find(b">")))  # behind the mark that ends the calls
+        mark = END_THINK.encode()
+        return sampled.find(mark) + len(mark) if mark in sampled else 0
 
     # --- events ----------------------------------------------------------------------------------------------------
 
