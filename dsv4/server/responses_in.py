@@ -58,6 +58,9 @@ class ResponsesRequest(Sent):
 
 def response_job(asked: ResponsesRequest, llm: LLM, said: Said | None = None) -> Job:
     """The job of the chat that asks for the same. What that refuses is named as it is called here."""
+    effort, efforts = (asked.reasoning or {}).get("effort"), ("none", *llm.dialect.efforts)
+    if effort is not None and effort not in efforts:
+        raise wrong("reasoning.effort", effort, f"{' or '.join(efforts)}: those of this model")
     try:
         return chat_job(chat_request(asked), llm, said)
     except Refusal as error:
