@@ -25,10 +25,14 @@ from tests.test_server_tools import ARGUMENTS, BOTH, TOOLS, block, invoke, param
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright (pip install 'dsv4[test]')")
 expect = playwright.expect
 
-FLAGS = (
-    "--disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update "
-    "--disable-sync"
-).split()
+FLAGS = [  # without them it would look for the network
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-sync",
+    "--no-first-run",
+]
 THOUGHT = "I know this one.</think>It is **Paris**."
 CANARY = "<img src=x onerror='window.hit=1'><script>window.hit=2</script><a href='javascript:window.hit=3'>here</a>"
 
@@ -50,6 +54,7 @@ def chromium() -> Iterator[Any]:
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if path is None:
         pytest.skip("no Chromium (Debian: apt install chromium)")
+    expect.set_options(timeout=20_000)
     with playwright.sync_playwright() as driver:
         root = os.geteuid() == 0  # Chromium's sandbox does not start for root
         browser = driver.chromium.launch(executable_path=path, args=FLAGS, chromium_sandbox=not root)
@@ -177,9 +182,8 @@ def test_the_model_itself_thinks_and_answers(tab: Tab) -> None:
     tab.ask("What is the capital of France?")
     tab.answer("Paris")
     expect(tab.page.get_by_label("You")).to_have_text("What is the capital of France?")
-    expect(tab.page.get_by_label("Answer").locator("footer")).to_have_text(
-        re.compile(r"^\d+ tokens · [\d.,]+ tokens/s · prompt \d+ · seed 7$")
-    )
+    figures = [r"^\d+ tokens$", r"^[\d.,]+ tokens/s$", r"^prompt \d+$", "^seed 7$"]
+    expect(tab.page.locator("footer span")).to_have_text([re.compile(figure) for figure in figures])
     assert tab.sent[0]["temperature"] == 0
     assert tab.sent[0]["stream_options"] == {"include_usage": True}
 
@@ -380,8 +384,7 @@ def test_a_deadline_in_the_middle_is_told(chromium: Any, llm: LLM) -> None:
         tab.ask("Well?")
         steps.release(4)
         expect(tab.page.locator("details p")).to_contain_text("I know")
-        expect(tab.page.get_by_label("Message")).to_be_focused()
-        until(lambda: server.service.worker._clients and next(iter(server.service.worker._clients.values()))[0].left < 0)
+        tab.page.wait_for_timeout(1000)  # until it is over
         steps.release(1)
         tab.answer("the deadline has passed")
         expect(tab.page.locator("details p")).to_contain_text("I know")
@@ -424,26 +427,29 @@ def test_markup_stays_text_whoever_wrote_it(tab: Tab, llm: LLM) -> None:
     assert tab.page.evaluate("window.hit") is None
 
 
-def test_the_policy_is_in_force(chromium: Any, server: Running) -> None:
-    """What a hole in the page could do: run a script, load a picture, ask another server, make markup of text."""
-    tries = {
-        "document.head.append(Object.assign(document.createElement('script'), {textContent: 'window.hit = 1'}))": "Trust",
-        "document.body.append(Object.assign(new Image(), {src: 'http://127.0.0.1:9/x'}))": "violates",
-        "fetch('http://127.0.0.1:9/x').catch(() => 0)": "violates",
-        "document.body.innerHTML = '<b>x</b>'": "Trust",
-    }
+@pytest.mark.parametrize(
+    ("script", "why"),
+    [
+        ("document.head.append(Object.assign(document.createElement('script'), {text: 'window.hit = 1'}))", "Trusted"),
+        ("document.body.innerHTML = '<b>x</b>'", "Trusted"),
+        ("document.body.append(Object.assign(new Image(), {src: 'http://127.0.0.1:9/x'}))", "img-src 'self'"),
+        ("fetch('http://127.0.0.1:9/x').catch(() => 0)", "connect-src 'self'"),
+        ("document.body.setAttribute('style', 'color: red')", "style-src 'self'"),
+        (
+            "document.body.append(document.createElement('iframe')), frames[0].location = 'http://127.0.0.1:9'",
+            "default",
+        ),
+    ],
+)
+def test_the_policy_is_in_force(chromium: Any, server: Running, script: str, why: str) -> None:
+    """What a hole in the page could do is refused."""
     with chromium.new_context() as fresh:
-        page = fresh.new_page()
-        said: list[str] = []
+        page, said = fresh.new_page(), []
         page.on("console", lambda line: said.append(line.text))
         page.goto(server.url)
-        for script, why in tries.items():
-            said.clear()
-            try:
-                page.evaluate(script)
-            except playwright.Error as error:
-                said.append(str(error))
-            assert why in " ".join(said), (script, said)
+        page.evaluate(f"() => {{ try {{ {script} }} catch (error) {{ console.log(error.message) }} }}")
+        page.wait_for_timeout(50)
+        assert why in " ".join(said)
         assert page.evaluate("window.hit") is None
 
 
@@ -490,7 +496,7 @@ def test_every_control_has_a_name_and_texts_can_be_read(chromium: Any, server: R
             tab.page.get_by_role("button", name="Settings").click()
             for control in tab.page.locator(":is(button, input, textarea, select):visible").all():
                 assert re.match(r'- \w+ "', control.aria_snapshot()) or 'combobox "' in control.aria_snapshot()
-            for place in ("#model", ".user", "summary", ".text p", ".answer footer", "#settings label"):
+            for place in ("#model", ".user", "summary", ".text p", "footer span", "#settings label"):
                 assert contrast(tab.page.locator(place).first) >= 4.5, (scheme, place)
 
 

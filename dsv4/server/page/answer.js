@@ -4,7 +4,6 @@ import { node } from "./dom.js";
 import { show } from "./markdown.js";
 
 const TOKEN = /"(?:[^"\\]|\\.)*"?|[{}[\],:]|[^\s"{}[\],:]+/gs;
-const CUT = { length: "Cut off: the limit of tokens was reached." };
 
 export class Answer {
   message = { role: "assistant", content: "" };
@@ -61,16 +60,16 @@ export class Answer {
     }
   }
 
-  // The last that is shown: `note` says why it ended early, if it did.
-  end(note) {
+  // The last that is shown: `error` ended it early, if it did.
+  end(error) {
     this.element.ariaBusy = "false";
     this.#draw();
-    if (!this.#usage) this.figures.remove();
-    if (note ?? CUT[this.finish]) this.element.append(warning(note ?? CUT[this.finish]));
     if (this.#unparsed) {
       const { problems, text } = this.#unparsed;
-      this.element.append(warning(`The model broke its own format: ${problems.join("; ")}`, node("pre", {}, text)));
+      this.element.append(remark(`The model broke its own format: ${problems.join("; ")}`, "alert", text));
     }
+    if (error) this.element.append(why(error));
+    else if (this.finish === "length") this.element.append(remark("Cut off: the limit of tokens was reached.", "status"));
     if (this.finish !== "tool_calls") delete this.message.tool_calls; // half a call is nothing to answer, nor to repeat
     else this.message.content ||= null;
   }
@@ -94,7 +93,7 @@ export class Answer {
       if (!this.calls.children[n]) this.calls.append(card(call));
       this.calls.children[n].querySelector("pre").textContent = pretty(call.function.arguments);
     });
-    if (this.#usage) this.figures.textContent = this.#figures();
+    if (this.#usage) this.figures.replaceChildren(...this.#figures());
     this.onDraw?.();
   }
 
@@ -104,7 +103,8 @@ export class Answer {
     const rate = seconds > 0 ? `${digits((out - 1) / seconds)} tokens/s` : null;
     const cached = prompt_tokens_details.cached_tokens;
     const before = `prompt ${digits(prompt_tokens)}${cached ? `, ${digits(cached)} cached` : ""}`;
-    return [`${digits(out)} tokens`, rate, before, `seed ${this.#seed}`].filter(Boolean).join(" · ");
+    const shown = [`${digits(out)} tokens`, rate, before, `seed ${this.#seed}`].filter(Boolean);
+    return shown.map((figure) => node("span", {}, figure));
   }
 }
 
@@ -113,8 +113,13 @@ export function digits(number) {
   return number.toLocaleString("en", { maximumFractionDigits: number < 10 ? 2 : number < 100 ? 1 : 0 });
 }
 
-export function warning(...said) {
-  return node("div", { className: "warning", role: "alert" }, ...said);
+// Why there is no answer, or no more of it.
+export function why(error) {
+  return error.name === "AbortError" ? remark("Stopped.", "status") : remark(error.message, "alert");
+}
+
+function remark(text, role, code) {
+  return node("div", { className: "remark", role }, text, ...(code ? [node("pre", { tabIndex: 0 }, code)] : []));
 }
 
 function card(call) {

@@ -1,6 +1,6 @@
 // A chat with the server that sent this page. No framework and no build step: what is read here is what runs.
 
-import { Answer, digits, warning } from "./answer.js";
+import { Answer, digits, why } from "./answer.js";
 import { models, stream } from "./api.js";
 import { by, node } from "./dom.js";
 
@@ -22,13 +22,13 @@ async function turn(added) {
   talk.append(answer.element);
   talk.scrollTop = talk.scrollHeight;
   busy(true);
-  const why = await heard(answer, own.signal, [...messages, ...added]);
+  const error = await heard(answer, own.signal, [...messages, ...added]);
   if (running !== own) return true; // a new chat has begun
   running = null;
   busy(false);
-  answer.end(why);
-  const heardNothing = why !== null && answer.empty;
-  if (heardNothing) answer.element.replaceWith(warning(why));
+  answer.end(error);
+  const heardNothing = error !== null && answer.empty;
+  if (heardNothing) answer.element.replaceWith(why(error));
   else messages.push(...added, answer.message);
   if (answer.message.tool_calls) talk.append(results(answer.message.tool_calls));
   if (!by("model").textContent) introduce(); // at the beginning it could not be asked
@@ -36,13 +36,13 @@ async function turn(added) {
   return !heardNothing;
 }
 
-// Take in all that comes. Why it ended before its end, if it did.
+// Take in all that comes. What ended it before its end, or null.
 async function heard(answer, signal, conversation) {
   try {
     for await (const chunk of stream(body(conversation), signal)) answer.push(chunk);
     return null;
   } catch (error) {
-    return error.name === "AbortError" ? "Stopped." : error.message;
+    return error;
   }
 }
 
@@ -169,7 +169,7 @@ async function introduce() {
     if (efforts.length) on.textContent = `On, ${usual}`;
     on.after(...efforts);
   } catch (error) {
-    talk.append(warning(error.message));
+    talk.append(why(error));
   }
 }
 
