@@ -61,6 +61,7 @@ EXTRAS = {
     "server.guard": {"starlette"},
     "server.run": {"uvicorn"},
     "server.schema": {"pydantic"},
+    "server.static": {"starlette"},
     "server.stream": {"fastapi", "starlette"},
     "kernels.compiler": {"cuda"},
     "kernels.driver": {"cuda"},
