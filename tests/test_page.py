@@ -9,6 +9,7 @@ import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -333,6 +334,43 @@ def test_a_new_chat_ends_what_runs(tab: Tab, server: Running, llm: LLM) -> None:
         tab.ask("Afresh")
         tab.answer("Paris")
     assert len(tab.sent[1]["messages"]) == 1
+
+
+def test_the_end_stays_in_sight_unless_somebody_reads_further_up(tab: Tab, llm: LLM) -> None:
+    tab.page.set_viewport_size({"width": 600, "height": 400})
+    text = "</think>" + "One more line.\n\n" * 30
+    below = "() => { const talk = document.querySelector('main'); return talk.scrollHeight - talk.clientHeight - %s; }"
+    with paced(llm, text) as steps:
+        tab.ask("Well?")
+        steps.release(len(llm.tokenizer.encode_raw(text)) // 2)
+        until(lambda: tab.page.evaluate(below % 0) > 0, 20)
+        assert tab.page.evaluate(below % "talk.scrollTop") < 2
+        tab.page.locator("main").evaluate("(talk) => (talk.scrollTop = 0)")
+        steps.release(999)
+        tab.answer("seed")
+    assert tab.page.locator("main").evaluate("(talk) => talk.scrollTop") == 0
+    with dictated(llm, text):
+        tab.ask("Again")
+        expect(tab.page.get_by_label("Answer")).to_have_count(2)
+        tab.answer("seed")
+    assert tab.page.evaluate(below % "talk.scrollTop") < 2
+
+
+def test_the_efforts_are_those_of_the_dialect(
+    chromium: Any, llm: LLM, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    efforts = {"low": "Think little.", "max": "Think.", "lost": None, "high": ""}
+    monkeypatch.setitem(vars(llm), "dialect", replace(llm.dialect, efforts=efforts, default_effort="high"))
+    assert server.get("/v1/models/pico").json()["reasoning_efforts"] == ["high", "low", "max"]
+    with opened(chromium, server.url) as tab, dictated(llm, THOUGHT):
+        choices = tab.page.get_by_label("Thinking")
+        expect(choices.locator("option")).to_have_text(["On, high", "On, low", "On, max", "Off"])
+        tab.page.get_by_role("button", name="Settings").click()
+        choices.select_option("On, low")
+        tab.page.keyboard.press("Escape")
+        tab.ask("Well?")
+        tab.answer("Paris")
+    assert tab.sent[0]["reasoning_effort"] == "low"
 
 
 # --- what goes wrong -------------------------------------------------------------------------------------------------

@@ -114,6 +114,7 @@ def serve(
     lines = [
         *llm.resolved.lines(),
         f"serving {max_sequences} requests at once, {max_queue} more may wait, as {', '.join(served.names)}",
+        f"a chat in the browser: {run.url(bound)}/",
         f"listening on {run.url(bound)}/v1, {_who(bound.getsockname()[0], key)}",
     ]
     err.print("\n".join(lines), style="dim", markup=False, soft_wrap=True)

@@ -18,7 +18,7 @@ let running = null; // what aborts the answer that is coming
 async function turn(added) {
   const answer = new Answer();
   const own = (running = new AbortController());
-  answer.onDraw = following();
+  const follow = (answer.onDraw = following());
   talk.append(answer.element);
   talk.scrollTop = talk.scrollHeight;
   busy(true);
@@ -32,7 +32,7 @@ async function turn(added) {
   else messages.push(...added, answer.message);
   if (answer.message.tool_calls) talk.append(results(answer.message.tool_calls));
   if (!by("model").textContent) introduce(); // at the beginning it could not be asked
-  talk.scrollTop = talk.scrollHeight;
+  follow();
   return !heardNothing;
 }
 
