@@ -336,6 +336,44 @@ def test_a_new_chat_ends_what_runs(tab: Tab, server: Running, llm: LLM) -> None:
     assert len(tab.sent[1]["messages"]) == 1
 
 
+MARKDOWN = """First **bold `x`**, *it*, 2 * 3 * 4
+and a second line.
+
+# Title
+- one
+  - two, nested
+  goes on
+
+- three
+1. first
+---
+```py
+a = "**b**"
+```still code
+```
+Last ** and ` open"""
+
+
+def test_a_little_markdown_is_shown_and_what_has_not_changed_stays(tab: Tab, llm: LLM) -> None:
+    text = tab.page.locator(".text")
+    with paced(llm, f"</think>{MARKDOWN}") as steps:
+        tab.ask("Well?")
+        steps.release(len(llm.tokenizer.encode_raw(f"</think>{MARKDOWN[: MARKDOWN.index('# T')]}")) + 1)
+        expect(text.locator("p").first).to_have_text("First bold x, it, 2 * 3 * 4\nand a second line.")
+        first = text.locator("p").first.element_handle()
+        steps.release(999)
+        tab.answer("open")
+    assert first.evaluate("(one) => one.isConnected")
+    kinds = text.evaluate("(text) => [...text.children].map((one) => one.localName).join(' ')")
+    assert kinds == "p h3 ul ul hr pre p"
+    items = text.locator("li").evaluate_all("(all) => all.map((one) => [one.innerText, one.style.listStyleType])")
+    assert items == [["one", "disc"], ["two, nested\ngoes on", "disc"], ["three", "disc"], ["first", '"1. "']]
+    expect(text.locator("pre code")).to_have_text('a = "**b**"\n```still code')
+    expect(text.locator("p").last).to_have_text("Last ** and ` open")
+    expect(text.locator("strong code")).to_have_text("x")
+    expect(text.locator("em")).to_have_text("it")
+
+
 def test_the_end_stays_in_sight_unless_somebody_reads_further_up(tab: Tab, llm: LLM) -> None:
     tab.page.set_viewport_size({"width": 600, "height": 400})
     text = "</think>" + "One more line.\n\n" * 30

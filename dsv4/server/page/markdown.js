@@ -1,9 +1,11 @@
-// A little Markdown as elements: code, headings, lists, bold, italic. No links and no pictures: what a model writes
+// A little Markdown as elements: code, headings, lists, rules, bold, italic. No links and no pictures: what a model writes
 // leads nowhere.
 
 import { node } from "./dom.js";
 
 const FENCE = /^\s*(```+|~~~+)\s*([\w+#.-]*)/;
+const FENCE_END = /^\s*(```+|~~~+)\s*$/;
+const RULE = /^\s*([-*_])(\s*\1){2,}\s*$/;
 const HEADING = /^(#{1,6})\s+(.*)/;
 const ITEM = /^(\s*)([-*+]|\d{1,9}[.)])\s+(.*)/;
 const MARKED = /`([^`]+)`|\*\*([^*]+)\*\*|\*([^*\s](?:[^*]*[^*\s])?)\*/g;
@@ -28,7 +30,7 @@ function blocks(text) {
   for (const line of text.split("\n")) {
     const last = found.at(-1);
     if (last?.fence) {
-      if (line.trim().startsWith(last.fence)) last.fence = "";
+      if (FENCE_END.exec(line)?.[1].startsWith(last.fence)) last.fence = "";
       else last.lines.push(line);
       continue;
     }
@@ -37,6 +39,7 @@ function blocks(text) {
     const [, indent, mark, item] = ITEM.exec(line) ?? [];
     const goesOn = last && (!apart || /^\s{2}/.test(line));
     if (fence) found.push({ kind: "pre", fence, language, lines: [] });
+    else if (RULE.test(line)) found.push({ kind: "hr", lines: [] });
     else if (signs) found.push({ kind: `h${Math.min(6, signs.length + 2)}`, lines: [title] });
     else if (mark) {
       const sameList = last?.kind === "ul" && (indent || numbered(mark) === numbered(last.items[0].mark));
