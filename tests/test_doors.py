@@ -62,6 +62,7 @@ EXTRAS = {
     "server.responses_in": {"pydantic"},
     "server.run": {"uvicorn"},
     "server.schema": {"pydantic"},
+    "server.static": {"starlette"},
     "server.stream": {"fastapi", "starlette"},
     "kernels.compiler": {"cuda"},
     "kernels.driver": {"cuda"},

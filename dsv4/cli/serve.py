@@ -114,7 +114,7 @@ def serve(
     lines = [
         *llm.resolved.lines(),
         f"serving {max_sequences} requests at once, {max_queue} more may wait, as {', '.join(served.names)}",
-        f"listening on {run.url(bound)}/v1, {_who(bound.getsockname()[0], key)}",
+        f"listening on {run.url(bound)}/v1, {_who(bound.getsockname()[0], key)}; in a browser: {run.url(bound)}/",
     ]
     err.print("\n".join(lines), style="dim", markup=False, soft_wrap=True)
     run.serve(service, bound)

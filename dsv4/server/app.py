@@ -32,6 +32,7 @@ from dsv4.server.responses_out import Answer, opened, response_events, response_
 from dsv4.server.said import Said
 from dsv4.server.schema import ChatRequest, CompletionRequest, DetokenizeRequest, Sent, TokenizeRequest, read
 from dsv4.server.shapes import Head, Json, whole_answer
+from dsv4.server.static import FILES, served
 from dsv4.server.stream import EventStream, chunk_events, pushed, whole
 from dsv4.server.worker import Reading, Worker
 
@@ -55,6 +56,8 @@ class Service:
         for path, (endpoint, kind) in self._endpoints().items():
             about: dict[str, Any] = {"responses": responses(path), "openapi_extra": request_body(kind)}
             api.add_api_route(path, endpoint, methods=["POST"], response_model=None, **about)
+        for path, file in FILES.items():  # no part of the API, which is what /openapi.json describes
+            api.add_route(path, served(file), include_in_schema=False)
         self.app = Guard(api, options)
 
     def _pages(self) -> dict[str, Callable[..., Any]]:
@@ -131,8 +134,12 @@ class Service:
         return self._model(name)
 
     def _model(self, name: str) -> Json:
+        """Beside what OpenAI has: the context, and the efforts that can be asked for, the usual one first."""
         said = {"id": name, "object": "model", "created": self.started, "owned_by": "dsv4"}
-        return said | {"max_model_len": self.llm.engine.capacity}
+        dialect = self.llm.dialect
+        efforts = [effort for effort, text in dialect.efforts.items() if text is not None]
+        efforts.sort(key=lambda effort: effort != dialect.default_effort)
+        return said | {"max_model_len": self.llm.engine.capacity, "reasoning_efforts": efforts}
 
     def _check_name(self, name: str | None) -> None:
         if name is not None and name not in self.options.names:

@@ -53,7 +53,10 @@ _PATHS: dict[str, tuple[tuple[str, ...] | None, tuple[int, ...]]] = {
     "/version": (("version", "system_fingerprint"), ()),
     "/metrics": (None, (401,)),
     "/v1/models": (("object", "data"), (401,)),
-    "/v1/models/{name:path}": (("id", "object", "created", "owned_by", "max_model_len"), (401, 404)),
+    "/v1/models/{name:path}": (
+        ("id", "object", "created", "owned_by", "max_model_len", "reasoning_efforts"),
+        (401, 404),
+    ),
     "/tokenize": (("tokens", "count", "max_model_len"), _WORDS),
     "/detokenize": (("prompt",), _WORDS),
     "/v1/messages/count_tokens": (("input_tokens",), _WORDS),

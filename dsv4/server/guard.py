@@ -12,10 +12,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dsv4.server.options import ServerOptions
 from dsv4.server.refusal import Refusal, body
+from dsv4.server.static import FILES
 
 log = logging.getLogger("dsv4.server")
 
-OPEN = ("/health", "/ready", "/version")  # for those who watch the server and have no key
+OPEN = {"/health", "/ready", "/version", *FILES}  # for those who watch the server, and for those who will type a key
 
 
 class Guard:
