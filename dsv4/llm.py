@@ -42,7 +42,7 @@ from dsv4.model.model import Model
 from dsv4.model.mtp import Mtp
 from dsv4.ops.op import PURE, all_ops, check_choices
 
-EMBEDDED = Path(str(files("dsv4"))) / "assets" / "pico"
+EMBEDDED = Path(str(files("dsv4"))) / "assets" / "tiny"
 # Below this width a matrix product is over before a second thread has woken up.
 _ONE_THREAD_WIDTH = 512
 _GUESSES = 2

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 
-import dsv4
 from dsv4.chat import literals
 from dsv4.chat.dialect import Dialect
 from dsv4.errors import PromptError
 from tests.chat_support import EFFORT_A, EFFORT_B, RESPONSE_FORMAT, TOOLS, encoding_folder, know_the_stand_ins
 
-PICO = Path(dsv4.__file__).parent / "assets" / "pico"
+PICO = Path(__file__).parent / "pico"
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import dsv4
 from dsv4.chat.control import ASSISTANT, BOS, DSML, END_THINK, EOS, REMINDER, THINK, USER, Control
 from dsv4.chat.dialect import Dialect
 from dsv4.chat.encode import Prompt, encode_messages
@@ -217,11 +216,11 @@ def test_pieces_have_the_ids_of_the_whole_string(n: int, tokenizer: Tokenizer) -
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer.load(Path(dsv4.__file__).parent / "assets" / "pico")
+    return Tokenizer.load(Path(__file__).parent / "pico")
 
 
 def test_the_embedded_model_gets_the_prompt_it_was_taught() -> None:
-    dialect = Dialect.for_model(Path(dsv4.__file__).parent / "assets" / "pico")
+    dialect = Dialect.for_model(Path(__file__).parent / "pico")
     question = [{"role": "user", "content": "Q"}]
     assert encode_messages(question, dialect).text == text_of("B U Q A T")
     assert encode_messages(question, dialect, thinking=False).text == text_of("B U Q A /T")

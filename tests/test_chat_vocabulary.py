@@ -12,11 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import dsv4
 from dsv4.chat.tokenizer import Tokenizer
 from dsv4.errors import CheckpointError, DSV4Error
 
-PICO = Path(dsv4.__file__).parent / "assets" / "pico" / "tokenizer.json"
+PICO = Path(__file__).parent / "pico" / "tokenizer.json"
 Tree = dict[str, Any]
 
 

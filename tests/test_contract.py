@@ -221,6 +221,8 @@ def test_an_implementation_may_refuse_where_the_case_says_so() -> None:
     refused = judge(norm_case(), normed, accepts=lambda *given: "too narrow")
     assert [(v.check, v.leaf, v.ok) for v in refused] == [("accepts", "too narrow", False)]
     assert [v.ok for v in judge(norm_case(refusable=True), normed, accepts=lambda *given: "too narrow")] == [True]
+    special = judge(norm_case(), normed, "cluster", accepts=lambda *given: "too many tokens")
+    assert [(v.check, v.leaf, v.ok) for v in special] == [("accepts", "too many tokens", True)]
     assert wrong(judge(norm_case(), normed, accepts=lambda *given: None)) == set()
 
 

@@ -195,7 +195,7 @@ def test_steps_that_are_refused() -> None:
     given = step_arguments(9, 64, BF16, FP8_ROW, None)
     with shim.posing():
         assert mhc_accepts.step(*given) is None
-        assert mhc_accepts.cluster_step(*given) == "9 tokens, and 8 fit"
+        assert mhc_accepts.cluster_step(*given) == "9 tokens, and 4 fit"
         assert mhc_accepts.step(given[0].float(), *given[1:]) == "y is float32, the streams are bfloat16"
         assert mhc_accepts.step(*given[:7], FP8_BLOCK) == "no kernel stores fp8"
         three = mixed_of(given[1].streams[:, :3].contiguous())

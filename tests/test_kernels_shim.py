@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
 import pytest
 import torch
@@ -13,12 +12,10 @@ from dsv4.check.cases import FAMILIES
 from dsv4.check.cases.norm import FORMATS, NEAR
 from dsv4.check.contract import Case, judge
 from dsv4.check.metrics import differing, leaves
-from dsv4.kernels import norm
+from dsv4.kernels import norm, rows
 from dsv4.kernels import quantize as quantizers
-from dsv4.kernels.build import Places, find
-from dsv4.kernels.figures import Figures
 from dsv4.kernels.launch import KERNELS
-from dsv4.kernels.rows import NAMES, REGISTERS, STORED, THREADS
+from dsv4.kernels.rows import NAMES
 from dsv4.ops.norm import rms_norm
 from dsv4.ops.quantize import quantize
 from tests import shim
@@ -84,8 +81,9 @@ def test_a_long_row(case: Case) -> None:
 def test_every_kernel_runs_in_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the five files, in those above."""
     names: set[str] = set()
-    for few in (norm.FEW, 0):
+    for few in (rows.FEW, 0):
         monkeypatch.setattr(norm, "FEW", few)
+        monkeypatch.setattr(quantizers, "FEW", few)
         for case in (*cases().values(), *LONG):
             with shim.machine(order=0) as ran:
                 case.op.implementations["fused"].run(*case.make())
@@ -156,19 +154,3 @@ def test_launch_shapes_change_no_bit() -> None:
         found.append((y, data, scale, own))
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
-
-
-@pytest.mark.slow
-def test_the_threads_that_are_counted_on_find_room() -> None:
-    """Registers of a Hopper cubin, of the kernels for many rows."""
-    registers = {name: of.registers for file in ("norm.cu", "quantize.cu", "moe.cu") for name, of in figures(file)}
-    wanted = {f"rms_norm_{NAMES[t]}_2": norm.threads(None, t) for t in NAMES}
-    wanted |= {f"rms_norm_{fmt.name}_{NAMES[t]}_2": norm.threads(fmt, t) for fmt in STORED for t in NAMES}
-    wanted |= {f"quantize_{fmt.name}_{NAMES[t]}_1": quantizers.threads(fmt, t) for fmt in STORED for t in NAMES}
-    wanted |= {f"swiglu_{fmt.name}_{NAMES[t]}_1": THREADS for fmt in STORED for t in NAMES}
-    given = {name: -(-(registers[name] or 0) // 8) * 8 for name in wanted}  # by eights
-    assert {name: (given[name], threads) for name, threads in wanted.items() if given[name] * threads > REGISTERS} == {}
-
-
-def figures(file: str) -> Iterable[tuple[str, Figures]]:
-    return find(file, "sm_90a", Places(cache=None)).entry.kernels.items()

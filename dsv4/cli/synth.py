@@ -37,6 +37,6 @@ def synth(
 
 def _text_for(model: ModelConfig) -> Path | None:
     """The embedded model's directory, if its tokenizer has this vocabulary."""
-    embedded = Path(str(files("dsv4"))) / "assets" / "pico"
+    embedded = Path(str(files("dsv4"))) / "assets" / "tiny"
     vocab = json.loads((embedded / "config.json").read_bytes())["vocab_size"]
     return embedded if vocab == model.vocab_size else None

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _SIMT: Final = {
     "mhc_head": ("fused",),
     "mhc_post": ("fused",),
-    "mhc_post_pre_norm_quant": ("fused", "cluster", "unfused"),
+    "mhc_post_pre_norm_quant": ("cluster", "fused", "unfused"),
     "mhc_pre": ("fused",),
     "mhc_pre_norm_quant": ("fused", "unfused"),
     "q_norm_rope": ("fused", "unfused"),

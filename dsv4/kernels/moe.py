@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dsv4.kernels.launch import Kernel, need
 from dsv4.kernels.quantize import quantize_rows
-from dsv4.kernels.rows import NAMES, STORED, need_vector, refuse_format, refuse_rows, shape_rows, stored_rows
+from dsv4.kernels.rows import NAMES, STORED, THREADS, need_vector, refuse_format, refuse_rows, shape_rows, stored_rows
 from dsv4.ops.moe import swiglu, swiglu_quant
 from dsv4.quant.formats import Format
 from dsv4.quant.rows import GlobalScale
@@ -40,7 +40,7 @@ def _inputs(gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor, int, int]:
 @swiglu.impl("fused", accepts=_refuse)
 def _swiglu(gate: Tensor, up: Tensor, limit: float) -> Tensor:
     y = torch.empty(gate.shape, device=gate.device)
-    grid, block, slots, warps, _ = shape_rows(gate, 1)
+    grid, block, slots, warps, _ = shape_rows(gate, 1, 2 * THREADS)
     _SWIGLU[gate.dtype](grid, block, *_inputs(gate, up), limit, *gate.shape, slots, warps, y, pdl=True)
     return y
 
@@ -58,7 +58,7 @@ def _swiglu_quant(
     rows, n = gate.shape
     if weight is not None:
         need_vector(weight, "weight", rows, gate.device)
-    grid, block, slots, warps, _ = shape_rows(gate, 1)
+    grid, block, slots, warps, _ = shape_rows(gate, 1, 2 * THREADS)
     arguments = (*_inputs(gate, up), limit, weight, rows, n, slots, warps)
     if isinstance(scale, str) and scale == "tensor":  # known after the last row: then once more over all
         hidden = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)

@@ -10,15 +10,24 @@ from torch import Tensor
 from dsv4.kernels.heads import Heads, refuse_heads
 from dsv4.kernels.launch import Kernel
 from dsv4.kernels.quantize import quantize_rows
-from dsv4.kernels.rows import NAMES, STORED, THREADS, need_vector, refuse_format, refuse_rows, shape_rows, stored_rows
+from dsv4.kernels.rows import (
+    FEW,
+    NAMES,
+    STORED,
+    THREADS,
+    need_vector,
+    refuse_format,
+    refuse_rows,
+    shape_rows,
+    stored_rows,
+)  # fmt: skip
 from dsv4.ops.norm import rms_norm, rms_norm_quant, unit_rms
-from dsv4.quant.formats import NVFP4, Format
+from dsv4.quant.formats import FP8_ROW, MXFP4, NVFP4, Format
 from dsv4.quant.rows import GlobalScale
 from dsv4.quant.tensor import QTensor
 
 MOST: Final = 16384  # columns of a row that is normalised
 MOST_STORED: Final = 8192  # and of one that is stored as well
-FEW: Final = 512  # rows up to which one chunk a warp is meant to be faster: more threads a row (not measured yet)
 _ROW: Final = "p l p f p i i i i"  # x, stride, weight, eps, y, rows, n, slots, warps
 
 _NORM: Final = {(t, v): Kernel("norm.cu", f"rms_norm_{NAMES[t]}_{v}", _ROW) for t in NAMES for v in (1, 2, 4)}
@@ -31,15 +40,17 @@ _QUANT: Final = {
 _UNIT: Final = {(t, v): Kernel("norm.cu", f"unit_rms_{NAMES[t]}_{v}", "p l l i i i f p") for t in NAMES for v in (1, 2)}
 
 
-def _chunks(rows: int, n: int) -> int:
+def _chunks(rows: int, n: int, fmt: Format | None = None) -> int:
     if n > 8192:
         return 4
-    return 1 if rows <= FEW or n <= 256 else 2
+    return 1 if rows <= FEW or n <= 256 or (fmt is NVFP4 and n > 4096) else 2
 
 
 def threads(fmt: Format | None, dtype: torch.dtype) -> int:
-    """That a multiprocessor holds at once of the kernel for many rows: the others have more registers."""
-    return THREADS if dtype == torch.bfloat16 and fmt is not NVFP4 else THREADS // 2
+    """That a multiprocessor is asked to hold at once of the kernel for many rows; bench/row_forms.py compares."""
+    if dtype == torch.float32:
+        return THREADS // 2
+    return THREADS if fmt in (FP8_ROW, MXFP4) else 2 * THREADS
 
 
 def _refuse(x: Tensor, weight: Tensor, eps: float) -> str | None:
@@ -72,7 +83,7 @@ def _norm_quant(
     y = torch.empty(rows, n, dtype=x.dtype, device=x.device)
     need_vector(weight, "weight", n, x.device)
     stored, places = stored_rows(rows, n, fmt, scale, x.device)
-    grid, block, slots, warps, chunks = shape_rows(x, _chunks(rows, n), threads(fmt, x.dtype))
+    grid, block, slots, warps, chunks = shape_rows(x, _chunks(rows, n, fmt), threads(fmt, x.dtype))
     kernel = _QUANT[fmt, x.dtype, chunks]
     kernel(grid, block, x, x.stride(0), weight, eps, y, rows, n, slots, warps, *places, pdl=True)
     return y, stored

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from dsv4.kernels.launch import Kernel
-from dsv4.kernels.rows import NAMES, STORED, THREADS, refuse_format, refuse_rows, shape_rows, stored_rows
+from dsv4.kernels.rows import FEW, NAMES, STORED, THREADS, refuse_format, refuse_rows, shape_rows, stored_rows
 from dsv4.ops.quantize import quantize
-from dsv4.quant.formats import NVFP4, Format
+from dsv4.quant.formats import Format
 from dsv4.quant.rows import GlobalScale
 from dsv4.quant.tensor import QTensor
 
 MOST: Final = {torch.bfloat16: 16384, torch.float32: 8192}  # columns of a row
 _ROW: Final = "p l i i i i"  # x, stride, rows, n, slots, warps
-# Chunks of a warp: as few as the row's length allows, for many rows as well.
+# Chunks of a warp: two for many rows, where bench/row_forms.py found them faster.
 _VARIANTS: Final = ((torch.bfloat16, 1), (torch.bfloat16, 2), (torch.float32, 1))
 _QUANTIZE: Final = {
     (fmt, t, v): Kernel("quantize.cu", f"quantize_{fmt.name}_{NAMES[t]}_{v}", _ROW + "p p p p")
@@ -32,16 +32,16 @@ def _refuse(x: Tensor, fmt: Format, scale: GlobalScale = None) -> str | None:
     return refuse_format(fmt) or refuse_rows("x", x, MOST.get(x.dtype, 0))
 
 
-def threads(fmt: Format, dtype: torch.dtype) -> int:
-    """That a multiprocessor holds at once of the kernel with one chunk a warp: its registers, and no more blocks."""
-    return THREADS * 3 // 2 if dtype == torch.bfloat16 and fmt is not NVFP4 else THREADS
+def _chunks(x: Tensor) -> int:
+    rows, n = x.shape
+    return 1 if x.dtype == torch.float32 or n <= 256 or (rows <= FEW and n <= 8192) else 2
 
 
 @quantize.impl("fused", accepts=_refuse)
 def quantize_rows(x: Tensor, fmt: Format, scale: GlobalScale = None) -> QTensor:
     """`quantize`. The scale of all rows takes two kernels more: the tops of the rows, and theirs."""
     rows, n = x.shape
-    grid, block, slots, warps, chunks = shape_rows(x, 1 if n <= 8192 else 2, threads(fmt, x.dtype))
+    grid, block, slots, warps, chunks = shape_rows(x, _chunks(x), 2 * THREADS)
     arguments = (x, x.stride(0), rows, n, slots, warps)
     if isinstance(scale, str) and scale == "tensor":
         tops = torch.empty(rows, dtype=torch.int32, device=x.device)

@@ -19,8 +19,8 @@ Places = tuple[Tensor | None, ...]  # data, scale, given global scale, the rows'
 MOST_ROWS: Final = 2**30
 WARP_COLUMNS: Final = 256  # of one chunk, csrc/common/vector.cuh
 _BLOCK: Final = 8  # warps of a block where rows are short
-REGISTERS: Final = 65536  # of a multiprocessor
-THREADS: Final = 1024  # of a multiprocessor at once, for kernels of up to 64 registers
+THREADS: Final = 1024  # of a multiprocessor, where kernels have up to 64 registers
+FEW: Final = 512  # rows up to which one chunk a warp is taken: more threads a row
 
 
 class Rows(NamedTuple):
@@ -39,7 +39,8 @@ class Rows(NamedTuple):
 def shape_rows(x: Tensor, chunks: int, threads: int = THREADS) -> Rows:
     """For the rows of x [T, n], so many chunks to a warp and so many threads on a multiprocessor.
 
-    Blocks walk over the rows: all of them are there from the beginning, and none waits for another to end.
+    Blocks walk over the rows. How many threads are best is measured (bench/row_forms.py): some kernels gain when more
+    are launched than a multiprocessor holds at once.
     """
     rows, n = x.shape
     warps = max(1, -(-n // (WARP_COLUMNS * chunks)))

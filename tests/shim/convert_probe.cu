@@ -7,12 +7,16 @@
 extern "C" __global__ void narrowed(const float* x, u32* out, i64 n) {
   const i64 i = static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= n) return;
-  const float v = x[i], eight[8] = {0, v, -v, v, 0, 0, 0, v};
+  const float v = x[i], unit = fmaxf(fminf(v, 6.0f), -6.0f) * E2M1_UNIT;
+  const float eight[8] = {0, unit, -unit, unit, 0, 0, 0, unit}, near = round_bf16(unit);
+  const float same[8] = {near, 0, -near, 0, near, 0, near, 0};
   u32* const to = out + 6 * i;
   to[0] = bf16_bits(v), to[1] = e4m3_bits(v), to[2] = e2m1_bits(v);
   to[3] = bf16x2(1.0f, v) >> 16, to[4] = e4m3x2(1.0f, v) >> 8;
-  const u32 word = e2m1x8(eight), mirrored = word >> 8 & 15 ^ 8;
-  to[5] = (word >> 4 & 15) == word >> 28 && (word >> 4 & 15) == mirrored ? word >> 28 : 99;
+  const u32 word = e2m1x8<false>(eight), mirrored = word >> 8 & 15 ^ 8;
+  const bool agreed = (word >> 4 & 15) == word >> 28 && (word >> 4 & 15) == mirrored &&
+                      e2m1x8<true>(same) == e2m1x8<false>(same);
+  to[5] = agreed ? word >> 28 : 99;
 }
 
 // out: [256, 2] FP32 of every E4M3 and every UE8M0 byte.
@@ -21,8 +25,8 @@ extern "C" __global__ void widened(float* out) {
   out[2 * threadIdx.x + 1] = ue8m0_float(threadIdx.x);
 }
 
-// out[i] = x[i] / step[i] as NVFP4 divides.
+// out[i] = x[i] / step[i] as NVFP4 divides, at most 6.
 extern "C" __global__ void divided(const float* x, const float* step, float* out, i64 n) {
   const i64 i = static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i < n) out[i] = Divisor(step[i])(x[i]);
+  if (i < n) out[i] = Divisor(step[i])(x[i]) / E2M1_UNIT;
 }

@@ -35,5 +35,5 @@
   }
 
 STEP(mhc_step_fp8_row_bf16, bf16, Fp8Row)
-STEP(mhc_step_mxfp4_bf16, bf16, Mxfp4)
+STEP(mhc_step_mxfp4_bf16, bf16, Mxfp4<bf16>)
 STEP(mhc_step_nvfp4_bf16, bf16, Nvfp4)

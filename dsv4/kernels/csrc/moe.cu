@@ -8,13 +8,25 @@
 // arch: sm_90a sm_100a sm_103a sm_120a
 #include "common/rows.cuh"
 
+// 1 / x within a unit of the last place, 0 for infinity, for x whose reciprocal is normal.
+__device__ __forceinline__ float reciprocal(float x) {
+#ifdef __CUDA_ARCH__
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return 1.0f / x;
+#endif
+}
+
 // silu(min(gate, limit)) * clamp(up, -limit, limit); limit 0: no clamp. NaN stays NaN, so no fminf.
 __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
   if (limit != 0) {
     gate = gate > limit ? limit : gate;
     up = up > limit ? limit : up < -limit ? -limit : up;
   }
-  return gate / (1.0f + expf(-gate)) * up;
+  // A sixteenth of the sum has no subnormal reciprocal. Together within 8 units of the last place.
+  return gate * 0.0625f * reciprocal(fmaf(expf(-gate), 0.0625f, 0.0625f)) * up;
 }
 
 // ROUNDED: to T, after the row's weight if there is one.
@@ -74,7 +86,7 @@ struct Gated {
 
 #define SWIGLUS(T, V, THREADS)                                                                                   \
   SWIGLU_QUANT(T, V, THREADS, fp8_row, Fp8Row)                                                                   \
-  SWIGLU_QUANT(T, V, THREADS, mxfp4, Mxfp4)                                                                      \
+  SWIGLU_QUANT(T, V, THREADS, mxfp4, Mxfp4<T>)                                                                      \
   SWIGLU_QUANT(T, V, THREADS, nvfp4, Nvfp4)                                                                      \
   extern "C" __global__ void __launch_bounds__(THREADS)                                                          \
       swiglu_##T##_##V(const T* gate, const T* up, i64 gate_stride, i64 up_stride, float limit, int rows, int n, \

@@ -81,7 +81,7 @@ struct Normed {
 #define NORMS(T, V, BOUNDS)                 \
   NORM(T, V, BOUNDS)                        \
   NORM_QUANT(T, V, BOUNDS, fp8_row, Fp8Row) \
-  NORM_QUANT(T, V, BOUNDS, mxfp4, Mxfp4)
+  NORM_QUANT(T, V, BOUNDS, mxfp4, Mxfp4<T>)
 
 // Two blocks of 512 threads on a multiprocessor leave 64 registers each; NVFP4, which divides, needs more.
 NORMS(bf16, 1, (1024))

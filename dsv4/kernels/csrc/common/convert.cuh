@@ -5,7 +5,7 @@
 //
 //     BF16   overflow to infinity, NaN -> 0x7FFF
 //     E4M3   saturates at +-448 (infinities too), NaN -> 0x7F
-//     E2M1   saturates at +-6 (infinities too); it has no NaN, and NaN becomes 6 or -6
+//     E2M1   saturates at +-6 (infinities too); it has no NaN, and NaN becomes 6 or -6 (`e2m1x8`: what it is given)
 //
 // Bytes: dsv4/quant/e4m3.py, e2m1.py, e8m0.py.
 #pragma once
@@ -84,7 +84,55 @@ __device__ __forceinline__ u32 e2m1_bits(float x) {
   return (bits >> 28 & 8) | (size < 2.0f ? small : large);
 }
 
-// Eight E2M1 numbers in a word, the first in the lowest nibble.
+// What numbers are multiplied by before `e2m1x8` narrows them. Without the instruction they pass through FP16 at 2^-14:
+// there its exponents are those of E2M1, and what is below 1 has one step, here as there.
+#ifdef HAS_E2M1_INSTRUCTION
+constexpr float E2M1_UNIT = 1.0f;
+#else
+constexpr float E2M1_UNIT = 0x1p-14f;
+#endif
+
+// FP16 bits of a number of at most 11 significant bits. What lies below an eighth of the unit may be rounded.
+__device__ __forceinline__ u32 half_bits(float x) {
+  const u32 bits = __float_as_uint(x);
+  const float size = __uint_as_float(bits & ~SIGN);
+  // Under 2^-14 the step is 2^-24, which is that of FP32 at 2^-1.
+  const u32 code = size < 0x1p-14f ? __float_as_uint(size + 0x1p-1f) - __float_as_uint(0x1p-1f)
+                                   : rounded_mantissa<10>(__float_as_uint(size)) - ((127 - 15) << 10);
+  return (bits >> 16 & 0x8000) | code;
+}
+
+__device__ __forceinline__ u32 halfx2(float low, float high) {
+#ifdef __CUDA_ARCH__
+  u32 pair;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+#else
+  return half_bits(low) | half_bits(high) << 16;
+#endif
+}
+
+// x cut to nine significant bits, the last one set if anything was cut: it stays on its side of every tie of E2M1.
+__device__ __forceinline__ float cut_odd(float x) {
+  const u32 bits = __float_as_uint(x);
+  return __uint_as_float((bits | ((bits & 0x7FFF) + 0x7FFF)) & ~0x7FFFu);
+}
+
+template <int BY>
+__device__ __forceinline__ u32 shifted_right(u32 word) {
+  return BY < 0 ? word << -BY : word >> BY;
+}
+
+// Four words of two halves become the codes of one word: pair I holds numbers I and I + 4.
+template <int I>
+__device__ __forceinline__ u32 e2m1_of_halves(u32 pair) {
+  const u32 code = pair + 0x00FF00FFu + (pair >> 9 & 0x00010001u);  // bits 9 to 11 of each half, its sign above
+  return (shifted_right<9 - 4 * I>(code) & 0x00070007u << 4 * I) | (shifted_right<12 - 4 * I>(code) & 0x00080008u << 4 * I);
+}
+
+// Eight E2M1 numbers in a word, the first in the lowest nibble, of numbers times E2M1_UNIT whose size is 6 at most.
+// SHORT: they have at most nine significant bits.
+template <bool SHORT>
 __device__ __forceinline__ u32 e2m1x8(const float (&x)[8]) {
 #ifdef HAS_E2M1_INSTRUCTION
   u32 word;
@@ -100,10 +148,12 @@ __device__ __forceinline__ u32 e2m1x8(const float (&x)[8]) {
       : "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3]), "f"(x[4]), "f"(x[5]), "f"(x[6]), "f"(x[7]));
   return word;
 #else
-  u32 word = 0;
+  u32 pairs[4];
 #pragma unroll
-  for (int i = 0; i < 8; i++) word |= e2m1_bits(x[i]) << 4 * i;
-  return word;
+  for (int i = 0; i < 4; i++)
+    pairs[i] = SHORT ? halfx2(x[i], x[i + 4]) : halfx2(cut_odd(x[i]), cut_odd(x[i + 4]));
+  return e2m1_of_halves<0>(pairs[0]) | e2m1_of_halves<1>(pairs[1]) | e2m1_of_halves<2>(pairs[2]) |
+         e2m1_of_halves<3>(pairs[3]);
 #endif
 }
 

@@ -57,7 +57,8 @@ __device__ __forceinline__ void store_nibbles(const Stored& to, int row, int col
   }
 }
 
-// MXFP4: E2M1 nibbles, UE8M0 of 32 columns. s = 2^ceil(log2(max(amax, 6 * 2^-126) / 6)).
+// MXFP4: E2M1 nibbles, UE8M0 of 32 columns. s = 2^ceil(log2(max(amax, 6 * 2^-126) / 6)). T: which the numbers are of.
+template <class T>
 struct Mxfp4 {
   static constexpr int BLOCK = 32, LANES = BLOCK / EIGHT;
   static constexpr bool GLOBAL = false;
@@ -71,11 +72,11 @@ struct Mxfp4 {
     const u32 amax = group_max<LANES>(largest(v));
     const bool broken = amax >= INFINITY_BITS;
     const u32 byte = scale_byte(amax);
-    const float inverse = __uint_as_float((254 - byte) << 23);
+    const float inverse = __uint_as_float((254 - byte) << 23) * E2M1_UNIT;
     float scaled[8];
 #pragma unroll
     for (int i = 0; i < 8; i++) scaled[i] = v[i] * inverse;
-    const u32 word = broken ? 0 : e2m1x8(scaled);
+    const u32 word = broken ? 0 : e2m1x8<sizeof(T) == 2>(scaled);
     if (column >= to.n) return;
     store_nibbles(to, row, column, word);
     const int blocks = (to.n + BLOCK - 1) / BLOCK;
@@ -83,27 +84,26 @@ struct Mxfp4 {
   }
 };
 
-// x / step for many x, rounded as IEEE division rounds, without its branches: two corrections of x * (1 / step), each by
-// the exact remainder (Markstein; the second makes a quotient that is off by less than a unit correct). Only quotients
-// that E2M1 tells apart have to be right: those above 512 come out as no less, those below 2^-60 as something as small.
+// x / step times E2M1_UNIT for many x, at most 6 units in size, such that E2M1 makes of it what it makes of the quotient
+// that IEEE division rounds, without its branches: x * (1 / step), corrected once by the exact remainder. Around every tie
+// that is right for all 2^23 mantissas of a step, given that its reciprocal is rounded to nearest.
 // step: positive. Powers of two bring it near 1, so that no step of the computation overflows or loses bits.
 struct Divisor {
-  float up, down, step, reciprocal;
+  float up, down, step, reciprocal, top;
 
   __device__ explicit Divisor(float by) {
-    up = by < 0x1p-64f ? 0x1p64f : 1.0f;
-    const u32 exponent = __float_as_uint(by * up) >> 23;
+    const float scale = by < 0x1p-64f ? 0x1p64f : 1.0f;
+    const u32 exponent = __float_as_uint(by * scale) >> 23;
+    up = scale * E2M1_UNIT;
     down = __uint_as_float((254 - min(exponent, 253u)) << 23);
-    step = by * up * down;
+    step = by * scale * down;
     reciprocal = 1.0f / step;
+    top = 6.0f * E2M1_UNIT * step;
   }
 
   __device__ float operator()(float x) const {
-    const float top = 1024.0f, a = fmaxf(fminf(x * up * down, top), -top);
-    float q = a * reciprocal;
-    q = fmaf(fmaf(-q, step, a), reciprocal, q);
-    q = fmaf(fmaf(-q, step, a), reciprocal, q);
-    return copysignf(q, x);  // -0 / step
+    const float a = fminf(fabsf(x) * up * down, top), q = a * reciprocal;
+    return copysignf(fmaf(fmaf(-q, step, a), reciprocal, q), x);  // -0 / step
   }
 };
 
@@ -122,7 +122,7 @@ struct Nvfp4 {
     float scaled[8];
 #pragma unroll
     for (int i = 0; i < 8; i++) scaled[i] = over(v[i]);
-    const u32 word = broken ? 0 : e2m1x8(scaled);
+    const u32 word = broken ? 0 : e2m1x8<false>(scaled);
     if (column >= to.n) return;
     store_nibbles(to, row, column, word);
     const int blocks = (to.n + BLOCK - 1) / BLOCK;

@@ -26,10 +26,16 @@ __device__ __forceinline__ u32 group_max(u32 v) {
 __device__ __forceinline__ u32 magnitude(float x) { return __float_as_uint(x) & ~SIGN; }
 
 __device__ __forceinline__ u32 largest(const float (&v)[8]) {
-  u32 top = 0;
+#ifdef __CUDA_ARCH__
+  float top = 0;
 #pragma unroll
+  for (int i = 0; i < 8; i++) asm("max.NaN.f32 %0, %0, %1;" : "+f"(top) : "f"(fabsf(v[i])));
+  return __float_as_uint(top);
+#else
+  u32 top = 0;
   for (int i = 0; i < 8; i++) top = magnitude(v[i]) > top ? magnitude(v[i]) : top;
   return top;
+#endif
 }
 
 __device__ __forceinline__ float square_sum(const float (&v)[8]) {
