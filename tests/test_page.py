@@ -277,10 +277,18 @@ def test_half_a_call_is_shown_and_not_sent_back(tab: Tab, llm: LLM) -> None:
         tab.answer("the limit of tokens was reached")
         expect(tab.page.locator(".call pre")).to_contain_text('"city": "a long name')
         expect(tab.page.locator(".results")).to_have_count(0)
+    with paced(llm, "</think>" + block(invoke(parameter("city", "a long name " * 20)))) as steps:
+        tab.ask("And now?")
+        steps.release(50)
+        expect(tab.page.locator(".call pre").last).to_contain_text("a long")
+        tab.page.get_by_role("button", name="Stop").click()
+        tab.answer("Stopped.")
+    expect(tab.page.locator(".call")).to_have_count(2)
     with dictated(llm, THOUGHT):
         tab.ask("Go on")
         tab.answer("Paris")
     assert tab.sent[1]["messages"][1] == {"role": "assistant", "content": "Well."}
+    assert tab.sent[2]["messages"][3] == {"role": "assistant", "content": ""}
 
 
 def test_what_the_model_wrote_against_its_format_is_shown(tab: Tab, llm: LLM) -> None:
