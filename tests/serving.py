@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -80,6 +81,20 @@ def until(done: Callable[[], Any], seconds: float = 60) -> None:
     while not done():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.01)
+
+
+def named_events(server: Running, path: str, sent: Any) -> list[tuple[str, dict[str, Any]]]:
+    """The wire of a stream, event by event; each says its type twice."""
+    answer = server.post(path, {"stream": True} | sent)
+    assert answer.headers["content-type"].startswith("text/event-stream"), answer.text
+    out = []
+    for event in answer.text.removesuffix("\n\n").split("\n\n"):
+        name, data = event.split("\n")
+        assert data.startswith("data: ")
+        said = json.loads(data.removeprefix("data: "))
+        assert name == f"event: {said['type']}"
+        out.append((said["type"], said))
+    return out
 
 
 @contextmanager

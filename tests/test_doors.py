@@ -59,6 +59,7 @@ EXTRAS = {
     "server.anthropic_out": {"pydantic_core"},
     "server.app": {"fastapi", "starlette"},
     "server.guard": {"starlette"},
+    "server.responses_in": {"pydantic"},
     "server.run": {"uvicorn"},
     "server.schema": {"pydantic"},
     "server.static": {"starlette"},

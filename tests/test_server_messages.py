@@ -15,7 +15,7 @@ import torch
 from dsv4.config import EngineOptions
 from dsv4.engine.scheduler import Work
 from dsv4.llm import LLM
-from tests.serving import FRANCE, OFF, STORY, Running, changed, dictated, gated, running, until
+from tests.serving import FRANCE, OFF, STORY, Running, changed, dictated, gated, named_events, running, until
 from tests.test_server_tools import ARGUMENTS, BOTH, PARIS, block, invoke, parameter
 
 MESSAGES, COUNT = "/v1/messages", "/v1/messages/count_tokens"
@@ -87,17 +87,7 @@ def plain(message: Any) -> Any:
 
 
 def events(server: Running, sent: Any) -> list[tuple[str, dict[str, Any]]]:
-    """The wire, event by event; each says its type twice."""
-    answer = server.post(MESSAGES, {"stream": True} | sent)
-    assert answer.headers["content-type"].startswith("text/event-stream"), answer.text
-    out = []
-    for event in answer.text.removesuffix("\n\n").split("\n\n"):
-        name, data = event.split("\n")
-        assert data.startswith("data: ")
-        said = json.loads(data.removeprefix("data: "))
-        assert name == f"event: {said['type']}"
-        out.append((said["type"], said))
-    return out
+    return named_events(server, MESSAGES, sent)
 
 
 def refusal(answer: httpx.Response, status: int, kind: str) -> str:

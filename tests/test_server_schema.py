@@ -28,7 +28,7 @@ from dsv4.server.schema import IGNORED, NEUTRAL
 from tests.serving import Running, running
 
 CHECKS = [status_code_conformance, content_type_conformance, response_schema_conformance]
-GENERATES = re.compile("completions$|messages$")
+GENERATES = re.compile("completions$|messages$|responses$")
 CHAT = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
 GOOD: dict[str, dict[str, Any]] = {
     "GET /health": {},
@@ -39,6 +39,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "GET /v1/models/{name}": {"path_parameters": {"name": "pico"}},
     "POST /v1/chat/completions": {"body": CHAT},
     "POST /v1/completions": {"body": {"prompt": "x", "max_tokens": 2}},
+    "POST /v1/responses": {"body": {"input": "x", "max_output_tokens": 2}},
     "POST /v1/messages": {"body": CHAT},
     "POST /v1/messages/count_tokens": {"body": {"messages": CHAT["messages"]}},
     "POST /tokenize": {"body": {"prompt": "x"}},
@@ -73,7 +74,7 @@ def ask(server: Running, schema: Any, name: str, examples: int, *, derandomize: 
     @given(case=cases, data=st.data())
     def one(case: Any, data: Any) -> None:
         if isinstance(case.body, dict) and GENERATES.search(name):
-            usual: dict[str, Any] = CHAT | {"prompt": "x"}
+            usual: dict[str, Any] = CHAT | {"prompt": "x", "input": "x", "max_output_tokens": 2}
             for field in data.draw(st.sets(st.sampled_from(sorted(usual)))):  # else hardly any would get to the model
                 if field in asked.body[0].raw_schema["properties"]:
                     case.body[field] = usual[field]

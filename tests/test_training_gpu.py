@@ -39,6 +39,24 @@ def test_a_run_repeats_to_the_bit(recipe: Recipe, plan: Plan) -> None:  # noqa: 
     assert digest(first.params) == digest(second.params)
 
 
+def test_compiled_pieces_pass_on_the_gradients_of_the_pieces(recipe: Recipe, plan: Plan) -> None:  # noqa: F811
+    """A loss hardly shows a lost gradient for many steps. Weights that round differently may differ a little."""
+    phase, name = next(schedule(recipe))
+    block, found = Maker(plan).block(name, phase.length, phase.long), []
+    for pieces in ((), COMPILED):
+        run = Run(recipe, "cuda", pieces, False)
+        run.passes(phase, block)
+        found.append({name: p.grad for name, p in run.params.items() if p.grad is not None})
+    plain, compiled = found
+    assert compiled.keys() == plain.keys()
+    matrices = [name for name, gradient in plain.items() if gradient.dim() > 1 and ".hc_" not in name]
+    assert len(matrices) > 20
+    for name in matrices:
+        a, b = plain[name].flatten().double(), compiled[name].flatten().double()
+        assert torch.cosine_similarity(a, b, 0) > 0.9, name
+        assert 0.8 < b.norm() / a.norm() < 1.25, name
+
+
 def test_compiled_pieces_compute_what_the_pieces_do(recipe: Recipe, plan: Plan) -> None:  # noqa: F811
     plain, compiled = (trained(recipe, plan, pieces, False)[1] for pieces in ((), COMPILED))
     torch.testing.assert_close(compiled, plain, rtol=0.02, atol=0.02)

@@ -33,6 +33,7 @@ CHARACTERS = 3.2  # of a token of English, about
 FULL = 100  # weight of a token that the model has to say
 THINKING = 0.55  # share of exercises answered with reasoning
 STRETCH = ("needle", "needles")  # families whose prompts take a wanted size
+MADE = ("definitions", "repeats")  # neither exercises with an answer to check nor texts
 QUESTIONS = ("What does {} mean?", "Define {}.", "What is the meaning of {}?", "Explain the word {}.", "define {}")
 
 
@@ -94,7 +95,8 @@ class Maker:
         self.dialect = Dialect.for_model(plan.vocabulary)
         names = self.tokenizer.controls
         self.bos, self.eos, self.assistant = names[BOS], names[EOS], names[ASSISTANT]
-        texts = [name for name in self.names if name not in FAMILIES and name != "definitions"]
+        self.plain = [id for id in range(self.tokenizer.size) if id not in set(self.tokenizer.controls.values())]
+        texts = [name for name in self.names if name not in FAMILIES and name not in MADE]
         self.texts = {name: documents(plan.corpus, name, plan.held_out) for name in texts}
         self.meanings = definitions(plan.corpus, plan.held_out) if "definitions" in self.names else []
 
@@ -136,6 +138,8 @@ class Maker:
             item = self._exercise(kind, filling)
         elif kind == "definitions":
             item = _definition(random.choice(self.meanings), random)
+        elif kind == "repeats":
+            return self._repeats(random)
         else:
             return self._passage(random, kind)
         ids = [id for part in render(item, self.dialect, self.tokenizer) for id in part]
@@ -151,6 +155,13 @@ class Maker:
         kind = kind or random.choices(list(self.texts), [self.plan.mixture[name] for name in self.texts])[0]
         ids = [self.bos, *self.tokenizer.encode_text(random.choice(self.texts[kind])), self.eos]
         return Document(ids, [FULL] * len(ids), self.names.index(kind), True)
+
+    def _repeats(self, random: Random) -> Document:
+        """Tokens by chance, several times: each can be known from the second time on, and only by looking back."""
+        once = random.choices(self.plain, k=random.randint(4, 60))
+        times = random.randint(2, 4)
+        weights = [0] * (len(once) + 2) + [FULL] * ((times - 1) * len(once) - 1)
+        return Document([self.bos, *once * times], weights, self.names.index("repeats"), True)
 
     def _weights(self, ids: list[int]) -> list[int]:
         """Full behind an assistant mark up to the end of its turn. A token's weight is that of being predicted."""

@@ -27,7 +27,7 @@ MIXTURE: Final = {
     "needle": 5, "needles": 11, "memory": 1.5, "remember": 1,
     "tool_call": 12, "tool_parallel": 3, "tool_none": 3, "tool_result": 2, "json": 3, "json_prompt": 1.5,
     "define": 1.5, "opposite": 0.7, "plural": 0.7, "past_tense": 0.7, "spell": 0.7, "category": 0.7,
-    "talk": 2, "chat": 1.5, "conversation": 5, "unknown": 1.5, "obey": 1.5,
+    "talk": 2, "chat": 1.5, "conversation": 5, "unknown": 1.5, "obey": 1.5, "repeats": 3,
 }  # fmt: skip
 
 

@@ -7,16 +7,15 @@ this model are taken and left out: redacted thinking, signatures, marks for a ca
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from itertools import groupby
 from typing import Annotated, Any
 
 from pydantic import Field
 
-from dsv4.server.refusal import Refusal
+from dsv4.server.fields import Json, as_blocks, of, only, wrong
 from dsv4.server.schema import ChatRequest, Count, Number, Seed, Sent, StopText
 
-Json = dict[str, Any]
 SAME = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stream")  # mean what they mean in a chat
 
 
@@ -53,7 +52,7 @@ def chat_request(asked: CountRequest) -> ChatRequest:
     last = said["messages"][-1]
     said["continue_final_message"] = last["role"] == "assistant"
     if last.get("tool_calls"):
-        raise _refusal("messages", "a call at their end", "a user message with its tool_result")
+        raise wrong("messages", "a call at their end", "a user message with its tool_result")
     said["tools"] = [_tool(f"tools.{n}", tool) for n, tool in enumerate(asked.tools or ())] or None
     said["thinking"] = {"type": _thinking(asked.thinking)}
     said |= _output(asked.output_config)
@@ -62,31 +61,11 @@ def chat_request(asked: CountRequest) -> ChatRequest:
     return ChatRequest(**said)
 
 
-def _refusal(where: str, got: object, wanted: str, do: str | None = None) -> Refusal:
-    return Refusal(where, param=where.split(".")[0], code="invalid_value", got=repr(got)[:90], wanted=wanted, do=do)
-
-
-def _only(where: str, given: Mapping[str, Any], *known: str) -> None:
-    """Refuse a field that asks for something we do not know."""
-    for name, value in given.items():
-        if name not in known and name != "cache_control" and value not in (None, False):
-            raise _refusal(f"{where}.{name[:60]}", value, "no such field", "leave it out")
-
-
-def _of(where: str, given: Mapping[str, Any], name: str, kind: type) -> Any:
-    """A field that must be there."""
-    value = given.get(name)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        wanted = {str: "a text", dict: "an object", int: "a whole number"}[kind]
-        raise _refusal(f"{where}.{name}", value, wanted)
-    return value
-
-
 # --- messages ----------------------------------------------------------------------------------------------------
 
 
 def _system(given: str | list[Json] | None) -> list[Json]:
-    parts = [_text(f"system.{n}", block) for n, block in enumerate(_blocks("system", given or []))]
+    parts = [_text(f"system.{n}", block) for n, block in enumerate(as_blocks("system", given or []))]
     return [{"role": "system", "content": parts}] if parts else []
 
 
@@ -94,25 +73,16 @@ def _messages(given: Iterable[Json]) -> Iterable[Json]:
     for n, message in enumerate(given):
         where, role = f"messages.{n}", message.get("role")
         if not isinstance(role, str) or role not in ROLES:
-            raise _refusal(f"{where}.role", role, " or ".join(ROLES), "say in system what no user says")
-        _only(where, message, "role", "content")
-        blocks = _blocks(f"{where}.content", message.get("content"))
+            raise wrong(f"{where}.role", role, " or ".join(ROLES), "say in system what no user says")
+        only(where, message, "role", "content", "cache_control")
+        blocks = as_blocks(f"{where}.content", message.get("content"))
         yield from ROLES[role](f"{where}.content", blocks)
-
-
-def _blocks(where: str, content: Any) -> list[Json]:
-    """Content as blocks: a text is one."""
-    if isinstance(content, str):
-        return [{"type": "text", "text": content}]
-    if not isinstance(content, list) or not all(isinstance(block, dict) for block in content):
-        raise _refusal(where, content, "a text or a list of blocks")
-    return content
 
 
 def _text(where: str, block: Json) -> Json:
     if block.get("type") != "text":
-        raise _refusal(f"{where}.type", block.get("type"), "text: these models read text only")
-    return {"type": "text", "text": _of(where, block, "text", str)}
+        raise wrong(f"{where}.type", block.get("type"), "text: these models read text only")
+    return {"type": "text", "text": of(where, block, "text", str)}
 
 
 def _user(where: str, blocks: list[Json]) -> Iterable[Json]:
@@ -127,11 +97,11 @@ def _user(where: str, blocks: list[Json]) -> Iterable[Json]:
 
 def _result(where: str, block: Json) -> Json:
     """What a tool gave. That it failed (is_error) has to be said in it: the model knows no other way."""
-    parts = _blocks(f"{where}.content", block.get("content") or "")
+    parts = as_blocks(f"{where}.content", block.get("content") or "")
     for n, part in enumerate(parts):
         if part.get("type") == "text":
-            _of(f"{where}.content.{n}", part, "text", str)
-    return {"role": "tool", "tool_call_id": _of(where, block, "tool_use_id", str), "content": parts}
+            of(f"{where}.content.{n}", part, "text", str)
+    return {"role": "tool", "tool_call_id": of(where, block, "tool_use_id", str), "content": parts}
 
 
 def _assistant(where: str, blocks: list[Json]) -> Iterable[Json]:
@@ -140,7 +110,7 @@ def _assistant(where: str, blocks: list[Json]) -> Iterable[Json]:
     for n, block in enumerate(blocks):
         at, kind = f"{where}.{n}", block.get("type")
         if kind == "thinking":
-            said["reasoning_content"] += _of(at, block, "thinking", str)
+            said["reasoning_content"] += of(at, block, "thinking", str)
         elif kind == "tool_use":
             said["tool_calls"].append(_use(at, block))
         elif kind != "redacted_thinking":
@@ -149,9 +119,9 @@ def _assistant(where: str, blocks: list[Json]) -> Iterable[Json]:
 
 
 def _use(where: str, block: Json) -> Json:
-    arguments = json.dumps(_of(where, block, "input", dict), ensure_ascii=False)
-    function = {"name": _of(where, block, "name", str), "arguments": arguments}
-    return {"id": _of(where, block, "id", str), "type": "function", "function": function}
+    arguments = json.dumps(of(where, block, "input", dict), ensure_ascii=False)
+    function = {"name": of(where, block, "name", str), "arguments": arguments}
+    return {"id": of(where, block, "id", str), "type": "function", "function": function}
 
 
 ROLES: dict[str, Callable[[str, list[Json]], Iterable[Json]]] = {"user": _user, "assistant": _assistant}
@@ -164,13 +134,13 @@ def _tool(where: str, given: Json) -> Json:
     """A tool of the client's. Those that Anthropic's servers run, or its models were taught, are not here."""
     if given.get("type") not in (None, "custom"):
         wanted = "custom: this server brings no tools of its own"
-        raise _refusal(f"{where}.type", given["type"], wanted, "give it a name, a description and an input_schema")
-    # The last two say who may call it and how its input streams.
-    _only(where, given, "type", "name", "description", "input_schema", "strict", "eager_input_streaming")
-    function: Json = {"name": _of(where, given, "name", str)}
+        raise wrong(f"{where}.type", given["type"], wanted, "give it a name, a description and an input_schema")
+    hints = ("cache_control", "eager_input_streaming")  # at speed
+    only(where, given, "type", "name", "description", "input_schema", "strict", *hints)
+    function: Json = {"name": of(where, given, "name", str)}
     if given.get("description") is not None:
-        function["description"] = _of(where, given, "description", str)
-    function["parameters"] = _of(where, given, "input_schema", dict)
+        function["description"] = of(where, given, "description", str)
+    function["parameters"] = of(where, given, "input_schema", dict)
     return {"type": "function", "function": function | ({"strict": True} if given.get("strict") is True else {})}
 
 
@@ -178,43 +148,43 @@ def _tool_choice(given: Json | None) -> tuple[str | Json | None, bool]:
     """As a chat has it, and whether one call is enough."""
     if given is None:
         return None, False
-    _only("tool_choice", given, "type", "name", "disable_parallel_tool_use")
+    only("tool_choice", given, "type", "name", "disable_parallel_tool_use")
     one = given.get("disable_parallel_tool_use") is True
     match given.get("type"):
         case "tool":
-            return {"type": "function", "function": {"name": _of("tool_choice", given, "name", str)}}, one
+            return {"type": "function", "function": {"name": of("tool_choice", given, "name", str)}}, one
         case "auto" | "none" as same:
             return str(same), one
         case "any":
             return "required", one
-    raise _refusal("tool_choice.type", given.get("type"), "auto, any, tool or none")
+    raise wrong("tool_choice.type", given.get("type"), "auto, any, tool or none")
 
 
 def _thinking(given: Json | None) -> str:
     """A chat's word for it. Without a word there is none, as these clients expect; a budget is a hint, not a limit."""
     if given is None:
         return "disabled"
-    _only("thinking", given, "type", "budget_tokens", "display")
+    only("thinking", given, "type", "budget_tokens", "display")
     kind = given.get("type")
     if kind not in ("enabled", "adaptive", "disabled"):
-        raise _refusal("thinking.type", kind, "enabled, adaptive or disabled")
-    if kind == "enabled" and _of("thinking", given, "budget_tokens", int) < 1:
-        raise _refusal("thinking.budget_tokens", given["budget_tokens"], "at least 1")
+        raise wrong("thinking.type", kind, "enabled, adaptive or disabled")
+    if kind == "enabled" and of("thinking", given, "budget_tokens", int) < 1:
+        raise wrong("thinking.budget_tokens", given["budget_tokens"], "at least 1")
     if given.get("display") not in (None, "summarized"):
-        raise _refusal("thinking.display", given["display"], "summarized, or no such field", "leave it out")
+        raise wrong("thinking.display", given["display"], "summarized, or no such field", "leave it out")
     return "disabled" if kind == "disabled" else "enabled"
 
 
 def _output(given: Json | None) -> Json:
     given = given or {}
-    _only("output_config", given, "effort", "format")
+    only("output_config", given, "effort", "format")
     said: Json = {}
     if given.get("effort") is not None:
-        said["reasoning_effort"] = _of("output_config", given, "effort", str)
+        said["reasoning_effort"] = of("output_config", given, "effort", str)
     if given.get("format") is not None:
-        form = _of("output_config", given, "format", dict)
+        form = of("output_config", given, "format", dict)
         if form.get("type") != "json_schema":
-            raise _refusal("output_config.format.type", form.get("type"), "json_schema")
-        schema = {"name": "output", "schema": _of("output_config.format", form, "schema", dict), "strict": True}
+            raise wrong("output_config.format.type", form.get("type"), "json_schema")
+        schema = {"name": "output", "schema": of("output_config.format", form, "schema", dict), "strict": True}
         said["response_format"] = {"type": "json_schema", "json_schema": schema}
     return said

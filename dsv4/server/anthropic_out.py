@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any
 
@@ -14,7 +13,7 @@ from dsv4.errors import DSV4Error
 from dsv4.server.choice import Choice
 from dsv4.server.refusal import MESSAGES, Refusal, body, refused
 from dsv4.server.shapes import again
-from dsv4.server.stream import pushed
+from dsv4.server.stream import named, pushed
 from dsv4.server.worker import Reading
 
 Json = dict[str, Any]
@@ -130,13 +129,9 @@ async def message_events(reading: Reading, message: Message) -> AsyncIterator[st
     try:
         async for _, events in pushed(reading, [message.choice]):
             if not started:
-                yield _lines(message.start())
+                yield named(message.start())
                 started = True
             for said in message.more(events):
-                yield _lines(said)
+                yield named(said)
     except DSV4Error as error:
-        yield _lines(body(refused(error), MESSAGES))
-
-
-def _lines(said: Json) -> str:
-    return f"event: {said['type']}\ndata: {json.dumps(said, ensure_ascii=False, separators=(',', ':'))}\n\n"
+        yield named(body(refused(error), MESSAGES))

@@ -27,11 +27,13 @@ from dsv4.server.job import Job, chat_job, chat_prompt, completion_jobs, rendere
 from dsv4.server.metrics import Metrics
 from dsv4.server.options import ServerOptions
 from dsv4.server.refusal import Refusal, body, refused
+from dsv4.server.responses_in import ResponsesRequest, response_job
+from dsv4.server.responses_out import Answer, opened, response_events, response_lines
 from dsv4.server.said import Said
 from dsv4.server.schema import ChatRequest, CompletionRequest, DetokenizeRequest, Sent, TokenizeRequest, read
 from dsv4.server.shapes import Head, Json, whole_answer
 from dsv4.server.static import FILES, served
-from dsv4.server.stream import EventStream, chunk_events, whole
+from dsv4.server.stream import EventStream, chunk_events, pushed, whole
 from dsv4.server.worker import Reading, Worker
 
 
@@ -72,6 +74,7 @@ class Service:
         return {
             "/v1/chat/completions": (self.chat, ChatRequest),
             "/v1/completions": (self.completions, CompletionRequest),
+            "/v1/responses": (self.responses, ResponsesRequest),
             "/v1/messages": (self.messages, MessagesRequest),
             "/v1/messages/count_tokens": (self.count_tokens, CountRequest),
             "/tokenize": (self.tokenize, TokenizeRequest),
@@ -193,7 +196,18 @@ class Service:
         message = Message(f"msg_{name}", asked.model or self.options.names[0], choice, len(choice.job.prompt))
         if asked.stream:
             return EventStream(self.worker, reading, message_events(reading, message))
-        return await whole(request, self.worker, reading, [choice], message.whole)
+        return await whole(request, self.worker, reading, pushed(reading, [choice]), message.whole)
+
+    async def responses(self, request: Request) -> Response:
+        """Items in, items out: OpenAI's newer endpoint, without a memory."""
+        asked = await self._read(ResponsesRequest, request)
+        jobs = await self._made(lambda: [response_job(asked, self.llm, self.said)])
+        name, (choice,), reading = self._begun(jobs, asked.timeout)
+        head = opened(asked, name, asked.model or self.options.names[0], self.fingerprint, choice)
+        answer = Answer(head, name, choice)
+        if asked.stream:
+            return EventStream(self.worker, reading, response_lines(reading, answer))
+        return await whole(request, self.worker, reading, response_events(reading, answer), answer.whole)
 
     async def count_tokens(self, request: Request) -> Json:
         """How long the prompt of /v1/messages would be."""
@@ -220,7 +234,7 @@ class Service:
             events = chunk_events(reading, head, choices, prompt_tokens, asked.include_usage)
             return EventStream(self.worker, reading, events)
         said = partial(whole_answer, head, choices, prompt_tokens)
-        return await whole(request, self.worker, reading, choices, said)
+        return await whole(request, self.worker, reading, pushed(reading, choices), said)
 
     def _begun(self, jobs: Sequence[Job], timeout: float | None) -> tuple[str, list[Choice], Reading]:
         """Jobs handed to the engine: a name for them, their answers, and where these come from."""

@@ -61,15 +61,19 @@ _PATHS: dict[str, tuple[tuple[str, ...] | None, tuple[int, ...]]] = {
     "/detokenize": (("prompt",), _WORDS),
     "/v1/messages/count_tokens": (("input_tokens",), _WORDS),
 }
+_CHOICES = ("id", "object", "created", "model", "system_fingerprint", "choices", "usage", "seed")
+# The same of those that generate, whole or as a stream.
 _GENERATES = {
-    False: ("id", "object", "created", "model", "system_fingerprint", "choices", "usage", "seed"),
-    True: ("id", "type", "role", "model", "content", "stop_reason", "stop_sequence", "usage", "seed"),
+    "/v1/chat/completions": _CHOICES,
+    "/v1/completions": _CHOICES,
+    "/v1/messages": ("id", "type", "role", "model", "content", "stop_reason", "stop_sequence", "usage", "seed"),
+    "/v1/responses": ("id", "object", "created_at", "status", "model", "output", "usage", "seed"),
 }
 
 
 def responses(path: str) -> dict[int | str, Json]:
-    """By status. An endpoint that is not in the table generates, whole or as a stream."""
-    keys, refusals = _PATHS.get(path, (_GENERATES[anthropic(path)], tuple(_REFUSALS)))
+    """By status."""
+    keys, refusals = _PATHS[path] if path in _PATHS else (_GENERATES[path], tuple(_REFUSALS))
     error = _ANTHROPIC_ERROR if anthropic(path) else _ERROR
     said: dict[int | str, Json] = {
         status: {"description": _REFUSALS[status], "content": {"application/json": {"schema": error}}}
@@ -77,7 +81,7 @@ def responses(path: str) -> dict[int | str, Json]:
     }
     whole = {"schema": {"type": "object", "required": list(keys or ())}}
     content = {"text/plain": {"schema": {"type": "string"}}} if keys is None else {"application/json": whole}
-    if path not in _PATHS:
+    if path in _GENERATES:
         content |= {"text/event-stream": {}}  # OpenAPI 3.1 has no way to describe events
     said[200] = {"description": "done", "content": content}
     if path == "/health":

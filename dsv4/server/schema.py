@@ -44,18 +44,14 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "bad_words": ([],),
     "separate_reasoning": (True,),
     "include_reasoning": (True,),
+    "background": (False,),
+    "truncation": ("disabled",),
 }
-# Other names for what structured_outputs asks for.
-ELSEWHERE = (
-    "guided_json",
-    "guided_regex",
-    "guided_choice",
-    "guided_grammar",
-    "json_schema",
-    "regex",
-    "ebnf",
-    "grammar",
-)
+# What else to do.
+_GUIDED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "json_schema", "regex", "ebnf", "grammar")
+ADVICE = dict.fromkeys(_GUIDED, "send structured_outputs")
+_KEPT = ("previous_response_id", "conversation")
+ADVICE |= dict.fromkeys(_KEPT, "send all that was said so far as input: this server keeps nothing")
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
@@ -162,7 +158,7 @@ def read(kind: type[T], sent: bytes) -> T:
             param=name[:60],
             code="unsupported_parameter",
             wanted=f"{only}, or no such field" if only else None,
-            do="send structured_outputs" if name in ELSEWHERE else "leave it out",
+            do=ADVICE.get(name, "leave it out"),
         )
     for name in asked.stream_options or {} if isinstance(asked, Generating) else ():
         if name not in ("include_usage", "include_obfuscation"):  # the second asks for padding of a wire

@@ -40,6 +40,11 @@ def _line(said: Json) -> str:
     return f"data: {json.dumps(said, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 
+def named(said: Json) -> str:
+    """An event that bears its type as its name too."""
+    return f"event: {said['type']}\n{_line(said)}"
+
+
 async def pushed(reading: Reading, choices: Sequence[Choice]) -> AsyncIterator[tuple[Choice, list[Event]]]:
     """What comes, until all have ended: a choice, and the events that its next delta makes certain."""
     while any(choice.finish is None for choice in choices):
@@ -66,19 +71,19 @@ async def chunk_events(
 
 
 async def whole(
-    request: Request, worker: Worker, reading: Reading, choices: Sequence[Choice], said: Callable[[], Json]
+    request: Request, worker: Worker, reading: Reading, coming: AsyncIterator[object], said: Callable[[], Json]
 ) -> Response:
-    """What is `said` of the answer when it is complete. Raises what ended it early."""
+    """What is `said` of the answer when all that is `coming` has come. Raises what ended it early."""
     try:
-        if not await _unless_gone(request.receive, _collect(reading, choices)):
+        if not await _unless_gone(request.receive, _all(coming)):
             return Response(status_code=499)  # nobody reads it
         return JSONResponse(said())
     finally:
         worker.close(reading)
 
 
-async def _collect(reading: Reading, choices: Sequence[Choice]) -> None:
-    async for _ in pushed(reading, choices):
+async def _all(coming: AsyncIterator[object]) -> None:
+    async for _ in coming:
         pass
 
 
