@@ -146,9 +146,13 @@ def ending(server: Running, steps: threading.Semaphore, count: int = 1) -> Itera
 
 def cut(server: Running) -> None:
     """End every connection that carries half an answer."""
-    for connection in list(server.server.server_state.connections):
+
+    def end(connection: Any) -> None:
         if connection.cycle and not connection.cycle.response_complete:
-            connection.loop.call_soon_threadsafe(connection.transport.abort)
+            connection.transport.abort()
+
+    for connection in list(server.server.server_state.connections):
+        connection.loop.call_soon_threadsafe(end, connection)  # there nothing is between two states
 
 
 # --- the files -------------------------------------------------------------------------------------------------------
