@@ -134,10 +134,25 @@ def paced(llm: LLM, text: str) -> Iterator[threading.Semaphore]:
             steps.release(10_000)
 
 
+@contextmanager
+def ending(server: Running, steps: threading.Semaphore, count: int = 1) -> Iterator[None]:
+    """What is done inside the block ends all `count` requests that run: the server has let go of them behind it."""
+    before = server.ended("cancelled")
+    yield
+    until(lambda: server.ended("cancelled") == before + count)
+    steps.release(1)  # not before: the engine would wait in the step after, and hear of nothing
+    until(lambda: server.metric("requests_running") == 0)
+
+
 def cut(server: Running) -> None:
-    """End every connection in the middle of whatever it carries."""
+    """End every connection that carries half an answer."""
+
+    def end(connection: Any) -> None:
+        if connection.cycle and not connection.cycle.response_complete:
+            connection.transport.abort()
+
     for connection in list(server.server.server_state.connections):
-        connection.loop.call_soon_threadsafe(connection.transport.abort)
+        connection.loop.call_soon_threadsafe(end, connection)  # there nothing is between two states
 
 
 # --- the files -------------------------------------------------------------------------------------------------------
@@ -270,17 +285,26 @@ def test_calls_are_shown_as_they_come_and_their_results_go_back(tab: Tab, llm: L
     ]
 
 
-def test_half_a_call_is_shown_and_not_sent_back(tab: Tab, llm: LLM) -> None:
+def test_half_a_call_is_shown_and_not_sent_back(tab: Tab, server: Running, llm: LLM) -> None:
     tab.set(Tools=json.dumps(TOOLS), Max_tokens="60")
     with dictated(llm, "</think>Well." + block(invoke(parameter("city", "a long name " * 20)))):
         tab.ask("How warm is it?")
         tab.answer("the limit of tokens was reached")
         expect(tab.page.locator(".call pre")).to_contain_text('"city": "a long name')
         expect(tab.page.locator(".results")).to_have_count(0)
+    with paced(llm, "</think>" + block(invoke(parameter("city", "a long name " * 20)))) as steps:
+        tab.ask("And now?")
+        steps.release(50)
+        expect(tab.page.locator(".call pre").last).to_contain_text("a long")
+        with ending(server, steps):
+            tab.page.get_by_role("button", name="Stop").click()
+        tab.answer("Stopped.")
+    expect(tab.page.locator(".call")).to_have_count(2)
     with dictated(llm, THOUGHT):
         tab.ask("Go on")
         tab.answer("Paris")
     assert tab.sent[1]["messages"][1] == {"role": "assistant", "content": "Well."}
+    assert tab.sent[2]["messages"][3] == {"role": "assistant", "content": ""}
 
 
 def test_what_the_model_wrote_against_its_format_is_shown(tab: Tab, llm: LLM) -> None:
@@ -304,17 +328,14 @@ def test_tools_that_are_none_are_not_sent(tab: Tab, text: str, why: str) -> None
 
 
 def test_stop_ends_the_request_and_keeps_what_came(tab: Tab, server: Running, llm: LLM) -> None:
-    cancelled = server.ended("cancelled")
     with paced(llm, THOUGHT + " And so on." * 40) as steps:
         tab.ask("Well?")
         steps.release(len(llm.tokenizer.encode_raw(THOUGHT)))
         expect(tab.page.locator(".text")).to_contain_text("It is Paris")
         assert server.metric("requests_running") == 1
-        tab.page.get_by_role("button", name="Stop").click()
+        with ending(server, steps):
+            tab.page.get_by_role("button", name="Stop").click()
         tab.answer("Stopped.")
-        until(lambda: server.ended("cancelled") == cancelled + 1)
-        steps.release(1)
-        until(lambda: server.metric("requests_running") == 0)
     expect(tab.page.locator(".text")).to_contain_text("It is Paris")
     with dictated(llm, THOUGHT):
         tab.ask("Go on")
@@ -327,9 +348,8 @@ def test_a_new_chat_ends_what_runs(tab: Tab, server: Running, llm: LLM) -> None:
         tab.ask("Well?")
         steps.release(2)
         expect(tab.page.locator("details p")).to_contain_text("I")
-        tab.page.get_by_role("button", name="New chat").click()
-        steps.release(1)
-        until(lambda: server.metric("requests_running") == 0)
+        with ending(server, steps):
+            tab.page.get_by_role("button", name="New chat").click()
     with dictated(llm, THOUGHT):
         tab.ask("Afresh")
         tab.answer("Paris")
@@ -448,11 +468,16 @@ def test_what_the_server_refuses_is_shown_in_its_words_and_can_be_sent_again(chr
 
 
 def test_a_full_queue_is_told(chromium: Any, llm: LLM) -> None:
-    with running(llm, queue=0) as server, opened(chromium, server.url, complaints=1) as tab, paced(llm, THOUGHT):
-        asked = {"messages": [{"role": "user", "content": "x"}], "n": 2, "stream": True}
-        with server.http.stream("POST", "/v1/chat/completions", json=asked):
-            tab.ask("Well?")
-            expect(tab.page.get_by_role("alert")).to_contain_text("429: the queue is full")
+    asked = {"messages": [{"role": "user", "content": "x"}], "n": 2, "stream": True}
+    with (
+        running(llm, queue=0) as server,
+        opened(chromium, server.url, complaints=1) as tab,
+        paced(llm, THOUGHT) as steps,
+        ending(server, steps, count=2),
+        server.http.stream("POST", "/v1/chat/completions", json=asked),
+    ):
+        tab.ask("Well?")
+        expect(tab.page.get_by_role("alert")).to_contain_text("429: the queue is full")
 
 
 def test_a_deadline_in_the_middle_is_told(chromium: Any, llm: LLM) -> None:
@@ -472,7 +497,8 @@ def test_a_lost_connection_keeps_what_came_and_a_missing_server_is_named(chromiu
             tab.ask("Well?")
             steps.release(4)
             expect(tab.page.locator("details p")).to_contain_text("I know")
-            cut(server)
+            with ending(server, steps):
+                cut(server)
             tab.answer("The connection was lost")
             expect(tab.page.locator("details p")).to_contain_text("I know")
         half = 'data: {"choices": [{"index": 0, "delta": {"content": "Half"}, "finish_reason": null}]}\n\n'

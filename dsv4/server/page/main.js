@@ -26,8 +26,8 @@ async function turn(added) {
   if (running !== own) return true; // a new chat has begun
   running = null;
   busy(false);
-  answer.end(error);
   const heardNothing = error !== null && answer.empty;
+  answer.end(error);
   if (heardNothing) answer.element.replaceWith(why(error));
   else messages.push(...added, answer.message);
   if (answer.message.tool_calls) talk.append(results(answer.message.tool_calls));
