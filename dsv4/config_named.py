@@ -109,7 +109,7 @@ _TINY: Final[dict[str, Any]] = _FLASH | {
     "num_experts_per_tok": 2,
     "index_n_heads": 16,
     "index_topk": 16,
-    "vocab_size": 4224,
+    "vocab_size": 5120,
     "expert_dtype": "fp4",
     "compress_ratios": _pattern(128, 6, 1),
 }

@@ -1,0 +1,5 @@
+"""Tests."""
+
+from pathlib import Path
+
+PICO = Path(__file__).parent / "pico"  # a trained checkpoint of four narrow layers, quicker than the embedded one

@@ -12,10 +12,11 @@ from dsv4.chat.grammar import Grammar, Grammars
 from dsv4.chat.tokenizer import Tokenizer
 from dsv4.engine.runner import Ran
 from dsv4.engine.scheduler import Work
-from dsv4.llm import EMBEDDED, LLM
+from dsv4.llm import LLM
 from dsv4.ops.sample import allowed
+from tests import PICO
 
-WORDS = Tokenizer.load(EMBEDDED)
+WORDS = Tokenizer.load(PICO)
 SIZE = WORDS.size
 GRAMMARS = Grammars(WORDS, SIZE)
 MARK = WORDS.controls["｜DSML｜"]

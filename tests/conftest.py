@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tests import PICO
+
 # Before torch is first imported; child processes inherit it. One thread: the machine is shared, sums keep one order.
 os.environ["OMP_NUM_THREADS"] = os.environ["DSV4_THREADS"] = "1"
 
@@ -85,7 +87,7 @@ def root() -> Path:
 @pytest.fixture(scope="session")
 def pico_dir() -> Path:
     """A trained checkpoint of four narrow layers: quicker than the embedded one, where any model will do."""
-    return Path(__file__).parent / "pico"
+    return PICO
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from dsv4.config import ModelConfig
 from dsv4.config_named import NAMED
 
 ROOT = Path(__file__).resolve().parents[1]
-PICO = ROOT / "tests" / "pico"
 WIDTHS: dict[str, Any] = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 16, "qk_rope_head_dim": 4,
     "q_lora_rank": 8, "o_groups": 2, "o_lora_rank": 8, "moe_intermediate_size": 32, "n_routed_experts": 2,

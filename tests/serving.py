@@ -17,15 +17,16 @@ import torch
 from dsv4.chat.tokenizer import Tokenizer
 from dsv4.engine.runner import Ran
 from dsv4.engine.scheduler import Work
-from dsv4.llm import EMBEDDED, LLM
+from dsv4.llm import LLM
 from dsv4.server import run
 from dsv4.server.app import Service
 from dsv4.server.options import ServerOptions
+from tests import PICO
 
 FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
 STORY = [{"role": "user", "content": "Tell me a story."}]
 OFF = {"thinking": {"type": "disabled"}}
-WORDS = Tokenizer.load(EMBEDDED)
+WORDS = Tokenizer.load(PICO)
 ENDLESS = {str(id): -100 for id in (WORDS.eos_id, *WORDS.role_ids)}  # a bias against every end but the last
 
 

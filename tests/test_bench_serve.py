@@ -15,6 +15,7 @@ from dsv4.cli.main import main
 from dsv4.config import EngineOptions
 from dsv4.errors import RequestError
 from dsv4.llm import LLM
+from tests import PICO
 from tests.serving import Running, dictated, running
 
 WORDS = "hm</think>" + "one two three four " * 4
@@ -22,7 +23,7 @@ WORDS = "hm</think>" + "one two three four " * 4
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
-    llm = LLM.load(options=EngineOptions(max_sequences=4, max_context=512, draft_tokens=0, reuse_points=0))
+    llm = LLM.load(PICO, EngineOptions(max_sequences=4, max_context=512, draft_tokens=0, reuse_points=0))
     with dictated(llm, WORDS), running(llm) as server:
         yield server
 

@@ -10,9 +10,8 @@ import pytest
 from dsv4.chat import literals
 from dsv4.chat.dialect import Dialect
 from dsv4.errors import PromptError
+from tests import PICO
 from tests.chat_support import EFFORT_A, EFFORT_B, RESPONSE_FORMAT, TOOLS, encoding_folder, know_the_stand_ins
-
-PICO = Path(__file__).parent / "pico"
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,7 @@ from dsv4.chat.encode import Prompt, encode_messages
 from dsv4.chat.parse import parse_completion
 from dsv4.chat.tokenizer import Tokenizer
 from dsv4.errors import PromptError
+from tests import PICO
 from tests.chat_support import EFFORT_A, EFFORT_B, RESPONSE_FORMAT, TOOLS, official_vocabulary, stand_in
 
 PREVIEW, AUGUST = stand_in("preview"), stand_in("0731")
@@ -216,11 +217,11 @@ def test_pieces_have_the_ids_of_the_whole_string(n: int, tokenizer: Tokenizer) -
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer.load(Path(__file__).parent / "pico")
+    return Tokenizer.load(PICO)
 
 
 def test_the_embedded_model_gets_the_prompt_it_was_taught() -> None:
-    dialect = Dialect.for_model(Path(__file__).parent / "pico")
+    dialect = Dialect.for_model(PICO)
     question = [{"role": "user", "content": "Q"}]
     assert encode_messages(question, dialect).text == text_of("B U Q A T")
     assert encode_messages(question, dialect, thinking=False).text == text_of("B U Q A /T")

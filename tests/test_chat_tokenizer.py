@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from dsv4.chat.control import DSML, EOS, THINK, USER, Control, joined
 from dsv4.chat.tokenizer import Tokenizer
 from dsv4.errors import PromptError
+from tests import PICO
 from tests.chat_support import official_vocabulary
 
-PICO = Path(__file__).parent / "pico"
 ORDINARY = [
     "", " ", "\n\n", "\r\n\t x", "    def f(x):\n        return x  # naïve\n", "12345 3.14 1e-9 0xff 2026-11-22",
     "中文与日本語のかなカナ、混ぜる。", "한국어 조금", "😀👩\u200d👧🏳️ 🇫🇷", "Ünïcödé e\u0301 \u200b\u00a0",

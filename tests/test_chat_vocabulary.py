@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from dsv4.chat.tokenizer import Tokenizer
 from dsv4.errors import CheckpointError, DSV4Error
+from tests import PICO
 
-PICO = Path(__file__).parent / "pico" / "tokenizer.json"
+WORDS = PICO / "tokenizer.json"
 Tree = dict[str, Any]
 
 
@@ -72,7 +73,7 @@ DAMAGE: dict[str, tuple[Callable[[Tree], Any], str]] = {
 @pytest.mark.parametrize("name", DAMAGE)
 def test_damage_is_named(name: str, tmp_path: Path) -> None:
     change, message = DAMAGE[name]
-    tree = json.loads(PICO.read_text())
+    tree = json.loads(WORDS.read_text())
     change(tree)
     (tmp_path / "tokenizer.json").write_text(json.dumps(tree))
     with pytest.raises(CheckpointError) as raised:
@@ -104,7 +105,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(st.integers(0, 120_000), st.binary(min_size=1, max_size=8))
 def test_overwritten_bytes_load_or_raise_cleanly(tmp_path: Path, at: int, junk: bytes) -> None:
-    data = bytearray(PICO.read_bytes())
+    data = bytearray(WORDS.read_bytes())
     data[at : at + len(junk)] = junk
     (tmp_path / "tokenizer.json").write_bytes(data)
     with suppress(DSV4Error):

@@ -11,7 +11,8 @@ from dsv4.checkpoint.names import census, inventory, parameters
 from dsv4.checkpoint.specs import StoredFormats, TensorSpec
 from dsv4.cli.inspect import describe, inspect
 from dsv4.config import ModelConfig
-from tests.micro import PICO, micro_config
+from tests import PICO
+from tests.micro import micro_config
 
 PUBLISHED = {
     "flash": (69_187, 159_609_485_896, (433, 417, 375, 34_167, 3, 33_792), 1_575, 3_593_787_756),

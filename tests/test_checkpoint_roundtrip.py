@@ -17,8 +17,10 @@ from dsv4.checkpoint.write import write
 from dsv4.cli.synth import synth as synth_command
 from dsv4.config import ModelConfig
 from dsv4.errors import CheckpointError
+from dsv4.llm import EMBEDDED
 from dsv4.quant.tensor import QTensor
-from tests.micro import PICO, join_file, micro_config, open_and_load, read_index, split_file, write_index, write_micro
+from tests import PICO
+from tests.micro import join_file, micro_config, open_and_load, read_index, split_file, write_index, write_micro
 
 PLAIN: dict[str, Any] = {"quantization_config": None, "expert_dtype": None}
 DSPARK: dict[str, Any] = {
@@ -171,7 +173,7 @@ def test_the_command_writes_a_checkpoint_with_the_embedded_tokenizer(tmp_path: P
     synth_command(tmp_path, config=name, seed=1)
     weights = open_and_load(tmp_path)
     assert ModelConfig.load(tmp_path) == ModelConfig.named(name)
-    assert (tmp_path / "tokenizer.json").read_bytes() == (PICO / "tokenizer.json").read_bytes()
+    assert (tmp_path / "tokenizer.json").read_bytes() == (EMBEDDED / "tokenizer.json").read_bytes()
     table = weights["layers.0.ffn.gate.tid2eid"]
     assert isinstance(table, torch.Tensor)
     assert all(len(set(row)) == len(row) for row in table[:50].tolist())

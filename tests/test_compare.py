@@ -19,14 +19,14 @@ from dsv4.check.compare.record import shaken
 from dsv4.check.compare.way import parse
 from dsv4.cli.main import main
 from dsv4.errors import KernelError, RequestError
-from dsv4.llm import EMBEDDED
 from dsv4.ops.rope import rope
+from tests import PICO
 
 TOKENS = 140  # a block of 128 closes, and the indexer selects
 
 
 def compared(a: str, b: str, tokens: int = TOKENS, layers: int | None = None) -> Comparison:
-    return compare(EMBEDDED, parse(a, "cpu"), parse(b, "cpu"), None, tokens, layers)
+    return compare(PICO, parse(a, "cpu"), parse(b, "cpu"), None, tokens, layers)
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +96,7 @@ def planted() -> Iterator[None]:
 
 @pytest.mark.usefixtures("planted")
 def test_a_planted_bug_is_found_in_its_op() -> None:
-    found = compare(
-        EMBEDDED, parse("pure", "cpu"), replace(parse("pure", "cpu"), choices={"rope": "planted"}), None, 60, 2
-    )
+    found = compare(PICO, parse("pure", "cpu"), replace(parse("pure", "cpu"), choices={"rope": "planted"}), None, 60, 2)
     assert found.first_beyond is not None
     assert found.first_parted == found.first_beyond
     assert (found.first_beyond.layer, found.first_beyond.name) == (0, "rope 4x64")

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from dsv4.config import EngineOptions, ModelConfig, Resolved
 from dsv4.config_named import NAMED
 from dsv4.errors import ConfigError
-from tests.micro import PICO, micro_config, micro_dict
+from tests import PICO
+from tests.micro import micro_config, micro_dict
 
 PRO = NAMED["pro-0813"]
 MAY_BE_ABSENT = {

@@ -14,6 +14,7 @@ from dsv4.check.wire import Client
 from dsv4.cli.main import main
 from dsv4.config import EngineOptions
 from dsv4.llm import LLM
+from tests import PICO
 from tests.serving import Running, dictated, running
 from tests.test_server_tools import BOTH
 
@@ -23,7 +24,7 @@ SAID = "hé</think>Schön, 你好." + BOTH
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
-    llm = LLM.load(options=EngineOptions(max_sequences=4, max_context=1024, draft_tokens=0, reuse_points=0))
+    llm = LLM.load(PICO, EngineOptions(max_sequences=4, max_context=1024, draft_tokens=0, reuse_points=0))
     with dictated(llm, SAID), running(llm, key="a key") as server:
         yield server
 

@@ -16,6 +16,7 @@ from dsv4.engine.choose import choose
 from dsv4.engine.request import Delta, Sampling
 from dsv4.llm import LLM
 from dsv4.ops.sample import allowed
+from tests import PICO
 from tests.babble import babbling
 
 SCHEMA = {
@@ -28,7 +29,7 @@ WARM = Sampling(temperature=1, max_tokens=150, trace=150, candidates=2)
 
 
 def load(guesses: int = 0, **options: int) -> LLM:
-    return LLM.load(options=EngineOptions(draft_tokens=guesses, max_context=512, **options))
+    return LLM.load(PICO, EngineOptions(draft_tokens=guesses, max_context=512, **options))
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ from dsv4.cli import eval as verb
 from dsv4.config import EngineOptions, ModelConfig
 from dsv4.errors import ConfigError, PromptError, RequestError
 from dsv4.llm import LLM
+from tests import PICO
 
 KEYS = 400
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}}
@@ -66,7 +67,7 @@ LONG_ECHO = Family(long_echo, says_it)
 
 @pytest.fixture(scope="module")
 def llm() -> LLM:
-    return LLM.load(options=EngineOptions(max_sequences=4, draft_tokens=1))
+    return LLM.load(PICO, EngineOptions(max_sequences=4, draft_tokens=1))
 
 
 @pytest.fixture(scope="module")

@@ -18,11 +18,12 @@ from dsv4.engine.request import Sampling
 from dsv4.errors import ConfigError
 from dsv4.llm import LLM
 from dsv4.model.batch import Segment
+from tests import PICO
 
 
 @pytest.fixture(scope="module")
 def llm() -> LLM:
-    return LLM.load(options=EngineOptions(draft_tokens=1))
+    return LLM.load(PICO, EngineOptions(draft_tokens=1))
 
 
 def some_ids(llm: LLM, count: int) -> list[int]:

@@ -13,7 +13,7 @@ from dsv4.checkpoint.synth import synth
 from dsv4.config import EngineOptions, ModelConfig
 from dsv4.engine.request import Delta, Sampling
 from dsv4.errors import ConfigError, NumericsError, RequestError
-from dsv4.llm import LLM
+from dsv4.llm import EMBEDDED, LLM
 
 FRANCE, JAPAN = ([{"role": "user", "content": f"What is the capital of {name}?"}] for name in ("France", "Japan"))
 SHORT = Sampling(temperature=0, max_tokens=40)
@@ -83,14 +83,14 @@ def test_sampling_of_the_wrong_type_is_refused(asked: dict[str, object]) -> None
 
 def test_a_context_nobody_asked_for_is_cut_to_the_models(tmp_path: Path) -> None:
     config = replace(ModelConfig.named("tiny-pro"), max_position_embeddings=2048)
-    synth(config, tmp_path / "X", text_from=Path(__file__).parent / "pico")
+    synth(config, tmp_path / "X", text_from=EMBEDDED)
     assert LLM.load(tmp_path / "X").resolved.options.max_context == 2048
     with pytest.raises(ConfigError, match="max-context"):
         LLM.load(tmp_path / "X", EngineOptions(max_context=2049))
 
 
 def test_guesses_without_a_drive_are_refused(tmp_path: Path) -> None:
-    synth(ModelConfig.named("tiny-flash-0731"), tmp_path / "X", text_from=Path(__file__).parent / "pico")
+    synth(ModelConfig.named("tiny-flash-0731"), tmp_path / "X", text_from=EMBEDDED)
     assert LLM.load(tmp_path / "X").engine.drafted == 0
     with pytest.raises(ConfigError, match="--draft"):
         LLM.load(tmp_path / "X", EngineOptions(draft_tokens=2))

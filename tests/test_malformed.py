@@ -13,11 +13,12 @@ from dsv4.check.score import Row
 from dsv4.check.tasks.registry import FAMILIES
 from dsv4.errors import PromptError
 from dsv4.llm import LLM
+from tests import PICO
 
 
 @pytest.fixture(scope="module")
 def llm() -> LLM:
-    return LLM.load()
+    return LLM.load(PICO)
 
 
 def test_mistakes_are_made_as_named() -> None:

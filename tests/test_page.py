@@ -20,6 +20,7 @@ from dsv4.engine.runner import Ran
 from dsv4.engine.scheduler import Work
 from dsv4.llm import LLM
 from dsv4.server.static import FILES, FOLDER
+from tests import PICO
 from tests.serving import Running, dictated, running, until
 from tests.test_server_tools import ARGUMENTS, BOTH, TOOLS, block, invoke, parameter
 
@@ -40,7 +41,7 @@ CANARY = "<img src=x onerror='window.hit=1'><script>window.hit=2</script><a href
 
 @pytest.fixture(scope="module")
 def llm() -> LLM:
-    return LLM.load(options=EngineOptions(max_sequences=2, max_context=1024, draft_tokens=0, reuse_points=0))
+    return LLM.load(PICO, EngineOptions(max_sequences=2, max_context=1024, draft_tokens=0, reuse_points=0))
 
 
 @pytest.fixture

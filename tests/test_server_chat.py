@@ -10,6 +10,7 @@ import pytest
 
 from dsv4.config import EngineOptions
 from dsv4.llm import LLM
+from tests import PICO
 from tests.serving import FRANCE, OFF, STORY, Running, running
 
 PARIS = "The capital of France is Paris."
@@ -17,7 +18,7 @@ PARIS = "The capital of France is Paris."
 
 @pytest.fixture(scope="module")
 def llm() -> LLM:
-    return LLM.load(options=EngineOptions(max_sequences=4, max_context=256))
+    return LLM.load(PICO, EngineOptions(max_sequences=4, max_context=256))
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,7 @@ def test_usage_counts_every_token(client: openai.OpenAI, llm: LLM) -> None:
 
 def llm_alone(messages: Any) -> list[Any]:
     """The same model outside any server: its tokens are what the server has to say."""
-    fresh = LLM.load(options=EngineOptions(max_context=256))
+    fresh = LLM.load(PICO, EngineOptions(max_context=256))
     return list(fresh.generate(fresh.prompt(messages)))
 
 
@@ -155,7 +156,7 @@ def test_logprobs_are_the_models_own(client: openai.OpenAI, llm: LLM) -> None:
     spelt = bytes(byte for entry in entries[:-1] for byte in entry.bytes).decode()
     assert spelt == PARIS
     assert bytes(entries[-1].bytes).decode() == "<｜end▁of▁sentence｜>"
-    alone = LLM.load(options=EngineOptions(max_context=256))
+    alone = LLM.load(PICO, EngineOptions(max_context=256))
     (first, *_) = alone.generate(alone.prompt(FRANCE, thinking=False), trace_all(alone))
     assert first.trace.logprob == entries[0].logprob  # through JSON and back, bit for bit
 

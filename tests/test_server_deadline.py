@@ -18,6 +18,7 @@ from dsv4.engine.scheduler import Work
 from dsv4.llm import LLM
 from dsv4.server.app import Service
 from dsv4.server.options import ServerOptions
+from tests import PICO
 from tests.serving import ENDLESS, FRANCE, OFF, STORY, Running, changed, gated, running, until
 from tests.test_server_load import CHAT, Slow, asked, idle
 
@@ -27,7 +28,7 @@ WORDY = {"messages": [{"role": "user", "content": "fish " * 200}], "max_tokens":
 
 @pytest.fixture(scope="module")
 def llm() -> LLM:
-    return LLM.load(options=EngineOptions(max_sequences=2, max_context=512, prefill_chunk=4))
+    return LLM.load(PICO, EngineOptions(max_sequences=2, max_context=512, prefill_chunk=4))
 
 
 @contextmanager

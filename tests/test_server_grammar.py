@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from dsv4.config import EngineOptions
 from dsv4.llm import LLM
+from tests import PICO
 from tests.babble import babbling
 from tests.serving import FRANCE, OFF, Running, dictated, running
 from tests.test_server_refusals import error
@@ -36,7 +37,7 @@ def tool(name: str = "warmth", parameters: Any = SCHEMA, **more: Any) -> dict[st
 
 @pytest.fixture(scope="module")
 def llm() -> LLM:
-    return LLM.load(options=EngineOptions(max_sequences=2, max_context=2048, draft_tokens=0, reuse_points=0))
+    return LLM.load(PICO, EngineOptions(max_sequences=2, max_context=2048, draft_tokens=0, reuse_points=0))
 
 
 @pytest.fixture(scope="module")

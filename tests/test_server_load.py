@@ -20,6 +20,7 @@ from dsv4.engine.scheduler import Work
 from dsv4.llm import LLM
 from dsv4.server.app import Service
 from dsv4.server.options import ServerOptions
+from tests import PICO
 from tests.serving import ENDLESS, FRANCE, OFF, STORY, Running, changed, gated, running, until
 
 CHAT = "/v1/chat/completions"
@@ -32,7 +33,7 @@ LONG = {"messages": STORY, "max_tokens": 200, "stream": True, "logit_bias": ENDL
 
 @pytest.fixture(scope="module")
 def llm() -> LLM:
-    return LLM.load(options=EngineOptions(max_sequences=5, max_context=256, prefill_chunk=16))
+    return LLM.load(PICO, EngineOptions(max_sequences=5, max_context=256, prefill_chunk=16))
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ import torch
 from dsv4.config import EngineOptions
 from dsv4.engine.scheduler import Work
 from dsv4.llm import LLM
+from tests import PICO
 from tests.serving import FRANCE, OFF, STORY, Running, changed, dictated, gated, named_events, running, until
 from tests.test_server_tools import ARGUMENTS, BOTH, PARIS, block, invoke, parameter
 
@@ -29,7 +30,7 @@ GREEDY = {"temperature": 0}
 
 @pytest.fixture(scope="module")
 def llm() -> LLM:
-    return LLM.load(options=EngineOptions(max_sequences=2, max_context=1024, draft_tokens=0))
+    return LLM.load(PICO, EngineOptions(max_sequences=2, max_context=1024, draft_tokens=0))
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def client(server: Running) -> anthropic.Anthropic:
 @pytest.fixture(scope="module")
 def actor() -> LLM:
     """Its words are dictated."""
-    return LLM.load(options=EngineOptions(max_sequences=2, max_context=1024, draft_tokens=0, reuse_points=0))
+    return LLM.load(PICO, EngineOptions(max_sequences=2, max_context=1024, draft_tokens=0, reuse_points=0))
 
 
 @pytest.fixture(scope="module")

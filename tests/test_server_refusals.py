@@ -18,6 +18,7 @@ from dsv4.errors import ConfigError
 from dsv4.llm import LLM
 from dsv4.server import run
 from dsv4.server.schema import IGNORED, NEUTRAL
+from tests import PICO
 from tests.serving import FRANCE, OFF, Running, running, until
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -27,7 +28,7 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
 
 @pytest.fixture(scope="module")
 def llm() -> LLM:
-    return LLM.load(options=EngineOptions(max_sequences=2, max_context=64))
+    return LLM.load(PICO, EngineOptions(max_sequences=2, max_context=64))
 
 
 @pytest.fixture(scope="module")

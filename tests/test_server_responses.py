@@ -13,6 +13,7 @@ import pytest
 
 from dsv4.config import EngineOptions
 from dsv4.llm import LLM
+from tests import PICO
 from tests.babble import babbling
 from tests.responses import (
     ANSWER,
@@ -31,7 +32,7 @@ from tests.serving import OFF, STORY, Running, running
 
 @pytest.fixture(scope="module")
 def llm() -> LLM:
-    return LLM.load(options=EngineOptions(max_sequences=2, max_context=1024, draft_tokens=0))
+    return LLM.load(PICO, EngineOptions(max_sequences=2, max_context=1024, draft_tokens=0))
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def client(server: Running) -> openai.OpenAI:
 @pytest.fixture(scope="module")
 def actor() -> LLM:
     """Its words are dictated, or chance's."""
-    return LLM.load(options=EngineOptions(max_sequences=2, max_context=2048, draft_tokens=0, reuse_points=0))
+    return LLM.load(PICO, EngineOptions(max_sequences=2, max_context=2048, draft_tokens=0, reuse_points=0))
 
 
 @pytest.fixture(scope="module")

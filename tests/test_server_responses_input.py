@@ -16,6 +16,7 @@ from dsv4.engine.scheduler import Work
 from dsv4.llm import LLM
 from dsv4.server.job import chat_prompt
 from dsv4.server.responses_in import ResponsesRequest, chat_request
+from tests import PICO
 from tests.responses import DRY, FRANCE, PATH, SAID, TOOLS
 from tests.serving import Running, changed, dictated, gated, named_events, running, until
 from tests.test_server_refusals import error
@@ -28,7 +29,7 @@ OUTPUT = {"type": "function_call_output", "call_id": "a", "output": "x"}
 
 @pytest.fixture(scope="module")
 def llm() -> LLM:
-    return LLM.load(options=EngineOptions(max_sequences=2, max_context=1024, draft_tokens=0, reuse_points=0))
+    return LLM.load(PICO, EngineOptions(max_sequences=2, max_context=1024, draft_tokens=0, reuse_points=0))
 
 
 @pytest.fixture(scope="module")

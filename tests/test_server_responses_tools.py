@@ -13,6 +13,7 @@ import pytest
 
 from dsv4.config import EngineOptions
 from dsv4.llm import LLM
+from tests import PICO
 from tests.babble import babbling
 from tests.responses import (
     ANSWER,
@@ -33,7 +34,7 @@ from tests.test_server_tools import ARGUMENTS, BOTH, PARIS, block, invoke, param
 
 @pytest.fixture(scope="module")
 def llm() -> LLM:
-    return LLM.load(options=EngineOptions(max_sequences=2, max_context=1024, draft_tokens=0))
+    return LLM.load(PICO, EngineOptions(max_sequences=2, max_context=1024, draft_tokens=0))
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def server(llm: LLM) -> Iterator[Running]:
 @pytest.fixture(scope="module")
 def actor() -> LLM:
     """Its words are dictated, or chance's."""
-    return LLM.load(options=EngineOptions(max_sequences=2, max_context=2048, draft_tokens=0, reuse_points=0))
+    return LLM.load(PICO, EngineOptions(max_sequences=2, max_context=2048, draft_tokens=0, reuse_points=0))
 
 
 @pytest.fixture(scope="module")

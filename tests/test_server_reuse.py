@@ -15,6 +15,7 @@ from dsv4.config import EngineOptions
 from dsv4.engine.scheduler import Work
 from dsv4.llm import LLM
 from dsv4.server.said import Said
+from tests import PICO
 from tests.serving import FRANCE, OFF, STORY, Running, changed, running
 
 CHAT = "/v1/chat/completions"
@@ -23,7 +24,7 @@ PLAIN = {"temperature": 0, "max_tokens": 12} | OFF
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
-    with running(LLM.load(options=EngineOptions(max_sequences=2, max_context=512, turn=2))) as server:
+    with running(LLM.load(PICO, EngineOptions(max_sequences=2, max_context=512, turn=2))) as server:
         yield server
 
 

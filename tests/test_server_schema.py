@@ -25,6 +25,7 @@ from schemathesis.specs.openapi.checks import (
 from dsv4.config import EngineOptions
 from dsv4.llm import LLM
 from dsv4.server.schema import IGNORED, NEUTRAL
+from tests import PICO
 from tests.serving import Running, running
 
 CHECKS = [status_code_conformance, content_type_conformance, response_schema_conformance]
@@ -49,7 +50,7 @@ GOOD: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
-    llm = LLM.load(options=EngineOptions(max_sequences=4, max_context=32))
+    llm = LLM.load(PICO, EngineOptions(max_sequences=4, max_context=32))
     with running(llm, deadline=2.0) as server:
         yield server
 

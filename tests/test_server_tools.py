@@ -11,6 +11,7 @@ import pytest
 
 from dsv4.config import EngineOptions
 from dsv4.llm import LLM
+from tests import PICO
 from tests.serving import OFF, Running, dictated, running
 
 ASK = [{"role": "user", "content": "How warm is it in Paris and in Rome?"}]
@@ -41,7 +42,7 @@ ARGUMENTS = ['{"city": "Paris"}', '{"city": "Rome", "days": [1, 2]}']
 
 @pytest.fixture(scope="module")
 def llm() -> LLM:
-    return LLM.load(options=EngineOptions(max_sequences=2, max_context=1024, draft_tokens=0, reuse_points=0))
+    return LLM.load(PICO, EngineOptions(max_sequences=2, max_context=1024, draft_tokens=0, reuse_points=0))
 
 
 @pytest.fixture(scope="module")

@@ -364,7 +364,7 @@ def test_the_command_writes_table_json_and_page(tmp_path: Path, capsys: pytest.C
     assert [run["name"] for run in tree["runs"]] == ["official", "mxfp4"]
     assert tree["asked"] == {"seeds": 2, "tokens": 128, "span": 128, "seed": 0}
     assert "mxfp4" in printed
-    assert tree["findings"][0].split()[0] == "4"
+    assert tree["findings"][0].split()[0] == "7"
     assert "<svg" in html.read_text(encoding="utf-8")
 
 

@@ -18,6 +18,7 @@ from dsv4.model.mtp import Mtp
 from dsv4.quant.activation import fp4_simulate, fp8_simulate
 from dsv4.quant.formats import FP8_BLOCK, MXFP4
 from dsv4.quant.tensor import QTensor
+from tests import PICO
 from training import rounding, sinkhorn
 from training.network import Losses, Network
 from training.params import export, hub_tensor, hub_weights, imported, initial
@@ -64,8 +65,8 @@ def test_logits_and_draft_equal_the_engine_s() -> None:
     assert (drafted - draft).abs().max() < 1e-4 * draft.std()
 
 
-def test_the_embedded_model_predicts_as_in_the_engine_with_all_its_roundings(pico_dir: Path) -> None:
-    llm = LLM.load()
+def test_a_trained_model_predicts_as_in_the_engine_with_all_its_roundings(pico_dir: Path) -> None:
+    llm = LLM.load(PICO)
     model, options = served(llm)
     pieces = llm.prompt([{"role": "user", "content": "Tell me a story."}]).pieces
     ids = llm.tokenizer.encode_prompt(pieces)

@@ -105,7 +105,7 @@ def test_every_recipe_names_families_and_sources_that_exist() -> None:
     from dsv4.check.tasks.registry import FAMILIES
     from training.sources import SOURCES
 
-    known = {*FAMILIES, "definitions", *(source.name for source in SOURCES)}
+    known = {*FAMILIES, *feed.MADE, *(source.name for source in SOURCES)}
     for recipe in RECIPES.values():
         assert set(recipe.mixture) <= known
         assert set(feed.STRETCH) <= set(recipe.mixture)

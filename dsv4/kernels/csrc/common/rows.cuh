@@ -111,10 +111,9 @@ struct Quantized {
         if (live && at.warp == 0 && at.lane == 0) owner[row] = scale;
       }
     }
-    Stored there = to;
-    if (!live) there.n = 0;  // a row past the last: its lanes take part in the shuffles and store nothing
+    // A row past the last: its lanes take part in the shuffles and store nothing.
 #pragma unroll
-    for (int i = 0; i < V; i++) Format::store(v[i], scale, there, row, at.column(i));
+    for (int i = 0; i < V; i++) Format::store(v[i], scale, to, row, live ? at.column(i) : to.n);
   }
 };
 
