@@ -17,7 +17,7 @@ TRAIN ?=
 PIP_INSTALL = -m pip --disable-pip-version-check install --only-binary :all: --no-compile
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test ci soak gpu train lint python clean
+.PHONY: help demo test ci soak gpu train deep61 lint python clean
 
 help:
 	@echo "make demo   answer a prompt with the embedded model (sets up $(VENV) on first use; PROMPT=... asks something else)"
@@ -26,6 +26,7 @@ help:
 	@echo "make soak   REQUESTS=$(REQUESTS) clients of every kind against one server, in minutes; the record goes into $(SOAK)"
 	@echo "make gpu    on a GPU: its tests, sanitizers, every case, times (into $(BENCH)), with the $(PYTHON) that has torch"
 	@echo "make train  train MODEL=$(MODEL) with the $(PYTHON) that has torch (training/README.md)"
+	@echo "make deep61 unpack the model of 61 layers to training/build/deep61/model"
 	@echo "make lint   ruff and mypy"
 	@echo "make clean  remove .venv, .venv-test and the caches"
 	@echo "PYTHON, VENV, TEST_VENV, TORCH (now $(TORCH)) and PROMPT can be set, as in: make demo PYTHON=python3.12"
@@ -52,7 +53,7 @@ gpu:
 	@$(PYTHON) -c "import torch; raise SystemExit(not torch.cuda.is_available())" 2>/dev/null \
 		|| { echo "make gpu: $(PYTHON) has no torch that sees a GPU; name one that does with PYTHON=..." >&2; exit 1; }
 	@command -v $(SANITIZER) >/dev/null || { echo "make gpu: no $(SANITIZER) on the PATH; it comes with CUDA's toolkit" >&2; exit 1; }
-	$(PYTHON) -m pytest -m gpu
+	$(PYTHON) -m pytest -m gpu `grep -l mark.gpu tests/test_*.py`
 	for tool in memcheck racecheck synccheck; do \
 		$(SANITIZER) --tool $$tool --report-api-errors no --error-exitcode 9 $(PYTHON) -m dsv4.cli.main check --size small --device cuda || exit; done
 	$(PYTHON) -m dsv4.cli.main check --device cuda
@@ -62,6 +63,14 @@ train:
 	@test -d training/build/corpus || $(PYTHON) -m training.corpus `test ! -e training/build/corpus.tar.xz || echo unpack`
 	@test -d training/build/vocabulary || $(PYTHON) -m training.vocabulary
 	$(PYTHON) -m training.train $(MODEL) $(TRAIN)
+
+# As it was trained (training/README.md), in the official format.
+deep61: training/build/deep61/model/config.json
+
+training/build/deep61/model/config.json: training/deep61.tar.xz | python
+	@mkdir -p training/build/deep61
+	@$(PYTHON) -m tarfile -e $< training/build/deep61
+	@touch $@
 
 python:
 	@$(PYTHON) -c "import sys; raise SystemExit(sys.version_info < (3, 10))" || { \

@@ -18,7 +18,6 @@ from tests import PICO
 from tests.serving import Running, dictated, running
 from tests.test_server_tools import BOTH
 
-UNSURE = {"a call", "a call, streamed", "one call at most", "json_object"}  # up to the model, which is small
 SAID = "hé</think>Schön, 你好." + BOTH
 
 
@@ -45,14 +44,13 @@ def test_our_server_passes(server: Running) -> None:
     assert found["a call"].verdict == found["a call, streamed"].verdict == found["a wrong key"].verdict == "pass"
 
 
+@pytest.mark.slow
 def test_the_embedded_model_passes() -> None:
     llm = LLM.load(options=EngineOptions(max_sequences=4, max_context=1024))
     with running(llm, key="a key") as server:
         found = verdicts(server)
     assert len(found) == len(CASES)
-    other = {name for name, one in found.items() if one.verdict != "pass"}
-    assert other <= UNSURE
-    assert {found[name].verdict for name in other} <= {"unclear"}
+    assert {name: one for name, one in found.items() if one.verdict != "pass"} == {}
 
 
 Change = Callable[[bytes], bytes]

@@ -196,6 +196,9 @@ def test_steps_that_are_refused() -> None:
     with shim.posing():
         assert mhc_accepts.step(*given) is None
         assert mhc_accepts.cluster_step(*given) == "9 tokens, and 4 fit"
+        wide = [mhc_accepts.cluster_step(*step_arguments(n, 7168, BF16, FP8_ROW, None)) for n in (0, 1, 2, 3, 4)]
+        assert [said is None for said in wide] == [True, False, False, True, True]
+        assert mhc_accepts.cluster_step(*step_arguments(1, 4096, BF16, FP8_ROW, None)) is None
         assert mhc_accepts.step(given[0].float(), *given[1:]) == "y is float32, the streams are bfloat16"
         assert mhc_accepts.step(*given[:7], FP8_BLOCK) == "no kernel stores fp8"
         three = mixed_of(given[1].streams[:, :3].contiguous())

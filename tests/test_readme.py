@@ -34,7 +34,12 @@ def test_the_python_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> No
     assert "Paris" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("line", LINES)
+SLOW = ("dsv4 eval", "dsv4 kernels")  # half a minute
+
+
+@pytest.mark.parametrize(
+    "line", [pytest.param(line, marks=[pytest.mark.slow] * line.startswith(SLOW)) for line in LINES]
+)
 def test_a_command_of_the_readme_runs(
     line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

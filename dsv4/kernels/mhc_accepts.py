@@ -17,7 +17,8 @@ MOST_STREAMS: Final = 16
 MOST_COLUMNS: Final = 31 * 256  # what one block finishes
 FAST_STREAMS: Final = 4  # what all kernels but those called "any" are written for
 LEAST_EPS: Final = 1e-9  # below, Sinkhorn's factors may overflow
-CLUSTER_TOKENS: Final = 4  # up to which it is the faster one on an H100
+CLUSTER_TOKENS: Final = 4  # up to which it is the faster one on an H100 ...
+CLUSTER_WIDE: Final = 3  # ... from so many on where a block has two ranges
 CLUSTER_RANGES: Final = 2  # of 256 columns, a block at most
 
 
@@ -92,6 +93,8 @@ def cluster_step(
     most = CLUSTER_RANGES * 256 * largest_cluster(y.device)
     if y.shape[1] > most:
         return f"{y.shape[1]} columns, and {most} fit into a cluster"
+    if y.shape[1] > most // CLUSTER_RANGES and 0 < y.shape[0] < CLUSTER_WIDE:
+        return f"{y.shape[1]} columns of {y.shape[0]} tokens, and two kernels are faster below {CLUSTER_WIDE}"
     return step(y, mixed, mixer, iterations, eps, norm_eps, weight, fmt, scale)
 
 

@@ -3,7 +3,7 @@
 // Moves   8,192 tokens of 512 BF16: reads 8 MiB of vectors and 4 MiB of rotations, writes 4.6 MiB. Back: 4.6 in, 8 out.
 // Floor   at 3.0 TB/s: 6 us; it all fits the second cache. One token: latency, about 2 us.
 // Tried   one warp a token, 8 tokens a block.
-// Measured not yet.
+// Measured on an H100: 9.7 us (0.61 of a copy), back 5.5; one token 2.0 and 1.4.
 //
 // The row's bytes: dsv4/quant/kv_rows.py. n and dims are multiples of eight, and so is every address in a page.
 //

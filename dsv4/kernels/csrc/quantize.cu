@@ -2,8 +2,8 @@
 //
 // Moves   8,192 x 4096 BF16 to FP8: reads 64 MiB, writes 32.25 MiB.
 // Floor   at 3.0 TB/s: 34 us to FP8, 28 us to FP4.
-// Tried   one block a row of 256 threads, two chunks a warp, next row loaded early.
-// Measured not yet.
+// Tried   as norm.cu.
+// Measured on an H100: 37 us to FP8, 29 to MXFP4, 53 to NVFP4 by row, which is bound by instructions.
 //
 // NVFP4 under the whole batch's own scale takes three kernels: the tops of the rows, the scale, the bytes.
 //

@@ -3,7 +3,7 @@
 // Moves   8,192 tokens x 64 heads x 512 BF16: reads and writes 512 MiB each. One Flash token: 64 KiB each.
 // Floor   at 3.0 TB/s: 358 us. One token: latency, about 2 us.
 // Tried   one warp a head, 512 columns at a time, 8 heads a block.
-// Measured not yet.
+// Measured on an H100: 364 us, with the norm 368 (a copy takes 362); one token 1.4, with the norm 1.7.
 //
 // arch: sm_90a sm_100a sm_103a sm_120a
 #include "common/heads.cuh"

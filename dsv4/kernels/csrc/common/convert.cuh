@@ -127,7 +127,8 @@ __device__ __forceinline__ u32 shifted_right(u32 word) {
 template <int I>
 __device__ __forceinline__ u32 e2m1_of_halves(u32 pair) {
   const u32 code = pair + 0x00FF00FFu + (pair >> 9 & 0x00010001u);  // bits 9 to 11 of each half, its sign above
-  return (shifted_right<9 - 4 * I>(code) & 0x00070007u << 4 * I) | (shifted_right<12 - 4 * I>(code) & 0x00080008u << 4 * I);
+  return (shifted_right<9 - 4 * I>(code) & 0x00070007u << 4 * I) |
+         (shifted_right<12 - 4 * I>(code) & 0x00080008u << 4 * I);
 }
 
 // Eight E2M1 numbers in a word, the first in the lowest nibble, of numbers times E2M1_UNIT whose size is 6 at most.
