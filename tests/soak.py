@@ -38,6 +38,7 @@ from typing import Any
 import httpx
 
 from dsv4.config import EngineOptions
+from tests import PICO
 from tests.serving import ENDLESS, OFF, WORDS, running, until
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -318,7 +319,7 @@ def serve(pipe: Any) -> None:
         return bound
 
     run.bind = small
-    llm = LLM.load(options=EngineOptions(max_sequences=SLOTS, max_context=256, prefill_chunk=24))
+    llm = LLM.load(PICO, EngineOptions(max_sequences=SLOTS, max_context=256, prefill_chunk=24))
     with running(llm, queue=QUEUE, key=KEY, unread=8, stall=STALL, body=100_000) as server:
         pipe.send(server.url)
         while pipe.recv() == "look":
@@ -453,7 +454,7 @@ def around() -> dict[str, Any]:
     return {
         "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": git.stdout.strip() or None,
-        "model": "the embedded one, on a CPU",
+        "model": "tests/pico, on a CPU",
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("torch", "fastapi", "starlette", "uvicorn", "pydantic", "httpx")},
         "cores": os.cpu_count(),

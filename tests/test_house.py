@@ -168,7 +168,7 @@ def test_every_file_that_a_document_names_exists(name: str) -> None:
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_every_make_command_that_a_document_names_exists(name: str) -> None:
-    named = re.findall(r"(?:^|`)make ([a-z]+)", document(name), re.MULTILINE)
+    named = re.findall(r"(?:^|`)make ([a-z0-9]+)", document(name), re.MULTILINE)
     assert set(named) <= targets()
 
 
