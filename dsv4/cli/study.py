@@ -87,7 +87,9 @@ def formats(
 
 
 def _about(config: ModelConfig, directory: Path) -> dict[str, Any]:
-    return {"name": directory.resolve().name, "layers": config.num_hidden_layers, "width": config.hidden_size}
+    place = directory.resolve()
+    name = place.parent.name if place.name == "model" else place.name  # as a trainer lays it: RUN/model
+    return {"name": name, "layers": config.num_hidden_layers, "width": config.hidden_size}
 
 
 def _names(text: str) -> list[str]:
