@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
 
 from tests import PICO
+
+if TYPE_CHECKING:
+    import openai
+
+    from dsv4.llm import LLM
+    from tests.serving import Running
 
 # Before torch is first imported; child processes inherit it. One thread: the machine is shared, sums keep one order.
 os.environ["OMP_NUM_THREADS"] = os.environ["DSV4_THREADS"] = "1"
@@ -88,6 +94,57 @@ def root() -> Path:
 def pico_dir() -> Path:
     """A trained checkpoint of four narrow layers: quicker than the embedded one, where any model will do."""
     return PICO
+
+
+# What tests of the server share; a file that needs a server of another kind has its own. `llm` is each file's.
+
+
+@pytest.fixture(scope="module")
+def server(llm: LLM) -> Iterator[Running]:
+    """A server of the file's model."""
+    from tests.serving import running
+
+    with running(llm) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(server: Running) -> openai.OpenAI:
+    """OpenAI's own."""
+    return server.client()
+
+
+@pytest.fixture(scope="module")
+def actor() -> LLM:
+    """A model whose words are dictated, or chance's."""
+    from dsv4.config import EngineOptions
+    from dsv4.llm import LLM
+
+    return LLM.load(PICO, EngineOptions(max_sequences=2, max_context=2048, draft_tokens=0, reuse_points=0))
+
+
+@pytest.fixture(scope="module")
+def stage(actor: LLM) -> Iterator[Running]:
+    """A server of that model."""
+    from tests.serving import running
+
+    with running(actor) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def player(stage: Running) -> openai.OpenAI:
+    """OpenAI's own client of it."""
+    return stage.client()
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A browser."""
+    from tests import browser
+
+    with browser.chromium() as started:
+        yield started
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import openai
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import BaseModel, TypeAdapter
 
@@ -20,6 +21,12 @@ SAID = "I must look.</think>" + BOTH
 LOGPROBS: dict[str, Any] = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
 EVENTS: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 DONE = ("completed", "incomplete", "failed")
+
+
+def ask(client: openai.OpenAI, extra: Any = None, **asked: Any) -> Any:
+    """A response by the client itself."""
+    given: dict[str, Any] = {"input": FRANCE, "temperature": 0} | asked
+    return client.responses.create(model="pico", extra_body=extra, **given)
 
 
 class Plan(BaseModel):

@@ -115,6 +115,18 @@ def changed(llm: LLM, change: Callable[[Work, torch.Tensor], torch.Tensor]) -> I
 
 
 @contextmanager
+def slowly(llm: LLM) -> Iterator[None]:
+    """Inside the block a step takes 20 ms or more."""
+
+    def wait(_: Work, logits: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.02)
+        return logits
+
+    with changed(llm, wait):
+        yield
+
+
+@contextmanager
 def gated(llm: LLM) -> Iterator[threading.Event]:
     """Inside the block no step ends before the event is set: what is looked at meanwhile cannot be over already."""
     gate = threading.Event()

@@ -27,11 +27,6 @@ def server(llm: LLM) -> Iterator[Running]:
         yield server
 
 
-@pytest.fixture(scope="module")
-def client(server: Running) -> openai.OpenAI:
-    return server.client()
-
-
 def chat(client: openai.OpenAI, messages: Any = FRANCE, extra: Any = None, **asked: Any) -> Any:
     return client.chat.completions.create(model="pico", messages=messages, extra_body=extra, **asked)
 

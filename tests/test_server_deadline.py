@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import httpx
 import pytest
-import torch
 
 from dsv4.config import EngineOptions
-from dsv4.engine.scheduler import Work
 from dsv4.llm import LLM
 from dsv4.server.app import Service
 from dsv4.server.options import ServerOptions
 from tests import PICO
-from tests.serving import ENDLESS, FRANCE, OFF, STORY, Running, changed, gated, running, until
+from tests.serving import ENDLESS, FRANCE, OFF, STORY, Running, gated, running, slowly, until
 from tests.test_server_load import CHAT, Slow, asked, idle
 
 LONG = {"messages": STORY, "max_tokens": 200, "logit_bias": ENDLESS} | OFF
@@ -29,18 +25,6 @@ WORDY = {"messages": [{"role": "user", "content": "fish " * 200}], "max_tokens":
 @pytest.fixture(scope="module")
 def llm() -> LLM:
     return LLM.load(PICO, EngineOptions(max_sequences=2, max_context=512, prefill_chunk=4))
-
-
-@contextmanager
-def slowly(llm: LLM) -> Iterator[None]:
-    """Inside the block a step takes 20 ms or more, so that LONG and WORDY take a second at least."""
-
-    def wait(_: Work, logits: torch.Tensor) -> torch.Tensor:
-        time.sleep(0.02)
-        return logits
-
-    with changed(llm, wait):
-        yield
 
 
 @pytest.fixture(scope="module")

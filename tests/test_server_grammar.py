@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -17,7 +16,7 @@ from dsv4.config import EngineOptions
 from dsv4.llm import LLM
 from tests import PICO
 from tests.babble import babbling
-from tests.serving import FRANCE, OFF, Running, dictated, running
+from tests.serving import FRANCE, OFF, Running, dictated
 from tests.test_server_refusals import error
 from tests.test_server_tools import added_up, block, parameter
 
@@ -38,17 +37,6 @@ def tool(name: str = "warmth", parameters: Any = SCHEMA, **more: Any) -> dict[st
 @pytest.fixture(scope="module")
 def llm() -> LLM:
     return LLM.load(PICO, EngineOptions(max_sequences=2, max_context=2048, draft_tokens=0, reuse_points=0))
-
-
-@pytest.fixture(scope="module")
-def server(llm: LLM) -> Iterator[Running]:
-    with running(llm) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def client(server: Running) -> openai.OpenAI:
-    return server.client()
 
 
 def ask(client: openai.OpenAI, extra: Any = OFF, **asked: Any) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -34,12 +33,6 @@ LONG = {"messages": STORY, "max_tokens": 200, "stream": True, "logit_bias": ENDL
 @pytest.fixture(scope="module")
 def llm() -> LLM:
     return LLM.load(PICO, EngineOptions(max_sequences=5, max_context=256, prefill_chunk=16))
-
-
-@pytest.fixture(scope="module")
-def server(llm: LLM) -> Iterator[Running]:
-    with running(llm) as server:
-        yield server
 
 
 def idle(server: Running) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import jsonschema
@@ -23,49 +22,17 @@ from tests.responses import (
     PATH,
     TOOLS,
     Plan,
+    ask,
     both,
     kinds,
     plain,
 )
-from tests.serving import OFF, STORY, Running, running
+from tests.serving import OFF, STORY, Running
 
 
 @pytest.fixture(scope="module")
 def llm() -> LLM:
     return LLM.load(PICO, EngineOptions(max_sequences=2, max_context=1024, draft_tokens=0))
-
-
-@pytest.fixture(scope="module")
-def server(llm: LLM) -> Iterator[Running]:
-    with running(llm) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def client(server: Running) -> openai.OpenAI:
-    return server.client()
-
-
-@pytest.fixture(scope="module")
-def actor() -> LLM:
-    """Its words are dictated, or chance's."""
-    return LLM.load(PICO, EngineOptions(max_sequences=2, max_context=2048, draft_tokens=0, reuse_points=0))
-
-
-@pytest.fixture(scope="module")
-def stage(actor: LLM) -> Iterator[Running]:
-    with running(actor) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def player(stage: Running) -> openai.OpenAI:
-    return stage.client()
-
-
-def ask(client: openai.OpenAI, extra: Any = None, **asked: Any) -> Any:
-    given: dict[str, Any] = {"input": FRANCE, "temperature": 0} | asked
-    return client.responses.create(model="pico", extra_body=extra, **given)
 
 
 # --- answers -----------------------------------------------------------------------------------------------------

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
-import torch
 from openai.types.responses import Response
 
 from dsv4.config import EngineOptions
-from dsv4.engine.scheduler import Work
 from dsv4.llm import LLM
 from dsv4.server.job import chat_prompt
 from dsv4.server.responses_in import ResponsesRequest, chat_request
 from tests import PICO
 from tests.responses import DRY, FRANCE, PATH, SAID, TOOLS
-from tests.serving import Running, changed, dictated, gated, named_events, running, until
+from tests.serving import Running, changed, dictated, gated, named_events, running, slowly, until
 from tests.test_server_refusals import error
 
 ASK: dict[str, Any] = {"input": FRANCE, "max_output_tokens": 40, "temperature": 0, **DRY}
@@ -36,11 +33,6 @@ def llm() -> LLM:
 def server(llm: LLM) -> Iterator[Running]:
     with running(llm, queue=0, body=20000) as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def client(server: Running) -> openai.OpenAI:
-    return server.client()
 
 
 # --- items -------------------------------------------------------------------------------------------------------
@@ -243,11 +235,7 @@ def test_a_full_queue(server: Running, client: openai.OpenAI, llm: LLM) -> None:
 
 
 def test_a_late_answer(server: Running, llm: LLM) -> None:
-    def slow(_: Work, logits: torch.Tensor) -> torch.Tensor:
-        time.sleep(0.02)
-        return logits
-
-    with changed(llm, slow):
+    with slowly(llm):
         assert error(server.post(PATH, ASK | {"timeout": 0.01}), 504)["code"] == "deadline_exceeded"
 
 

@@ -5,7 +5,6 @@ What the embedded model would not say is dictated.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import openai
@@ -24,45 +23,18 @@ from tests.responses import (
     SAID,
     TOOLS,
     Plan,
+    ask,
     both,
     kinds,
     spelt,
 )
-from tests.serving import Running, dictated, running
+from tests.serving import Running, dictated
 from tests.test_server_tools import ARGUMENTS, BOTH, PARIS, block, invoke, parameter
 
 
 @pytest.fixture(scope="module")
 def llm() -> LLM:
     return LLM.load(PICO, EngineOptions(max_sequences=2, max_context=1024, draft_tokens=0))
-
-
-@pytest.fixture(scope="module")
-def server(llm: LLM) -> Iterator[Running]:
-    with running(llm) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def actor() -> LLM:
-    """Its words are dictated, or chance's."""
-    return LLM.load(PICO, EngineOptions(max_sequences=2, max_context=2048, draft_tokens=0, reuse_points=0))
-
-
-@pytest.fixture(scope="module")
-def stage(actor: LLM) -> Iterator[Running]:
-    with running(actor) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def player(stage: Running) -> openai.OpenAI:
-    return stage.client()
-
-
-def ask(client: openai.OpenAI, extra: Any = None, **asked: Any) -> Any:
-    given: dict[str, Any] = {"input": FRANCE, "temperature": 0} | asked
-    return client.responses.create(model="pico", extra_body=extra, **given)
 
 
 # --- tools -------------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import openai
@@ -12,7 +11,7 @@ import pytest
 from dsv4.config import EngineOptions
 from dsv4.llm import LLM
 from tests import PICO
-from tests.serving import OFF, Running, dictated, running
+from tests.serving import OFF, Running, dictated
 
 ASK = [{"role": "user", "content": "How warm is it in Paris and in Rome?"}]
 TOOLS = [
@@ -43,17 +42,6 @@ ARGUMENTS = ['{"city": "Paris"}', '{"city": "Rome", "days": [1, 2]}']
 @pytest.fixture(scope="module")
 def llm() -> LLM:
     return LLM.load(PICO, EngineOptions(max_sequences=2, max_context=1024, draft_tokens=0, reuse_points=0))
-
-
-@pytest.fixture(scope="module")
-def server(llm: LLM) -> Iterator[Running]:
-    with running(llm) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def client(server: Running) -> openai.OpenAI:
-    return server.client()
 
 
 def ask(client: openai.OpenAI, extra: Any = OFF, **asked: Any) -> Any:

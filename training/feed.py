@@ -95,7 +95,8 @@ class Maker:
         self.dialect = Dialect.for_model(plan.vocabulary)
         names = self.tokenizer.controls
         self.bos, self.eos, self.assistant = names[BOS], names[EOS], names[ASSISTANT]
-        self.plain = [id for id in range(self.tokenizer.size) if id not in set(self.tokenizer.controls.values())]
+        controls = set(names.values())
+        self.plain = [id for id in range(self.tokenizer.size) if id not in controls]
         texts = [name for name in self.names if name not in FAMILIES and name not in MADE]
         self.texts = {name: documents(plan.corpus, name, plan.held_out) for name in texts}
         self.meanings = definitions(plan.corpus, plan.held_out) if "definitions" in self.names else []

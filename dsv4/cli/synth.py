@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -37,6 +36,7 @@ def synth(
 
 def _text_for(model: ModelConfig) -> Path | None:
     """The embedded model's directory, if its tokenizer has this vocabulary."""
-    embedded = Path(str(files("dsv4"))) / "assets" / "tiny"
-    vocab = json.loads((embedded / "config.json").read_bytes())["vocab_size"]
-    return embedded if vocab == model.vocab_size else None
+    from dsv4.llm import EMBEDDED
+
+    vocab = json.loads((EMBEDDED / "config.json").read_bytes())["vocab_size"]
+    return EMBEDDED if vocab == model.vocab_size else None

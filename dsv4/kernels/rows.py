@@ -36,7 +36,7 @@ class Rows(NamedTuple):
     chunks: int
 
 
-def shape_rows(x: Tensor, chunks: int, threads: int = THREADS) -> Rows:
+def shape_rows(x: Tensor, chunks: int, threads: int) -> Rows:
     """For the rows of x [T, n], so many chunks to a warp and so many threads on a multiprocessor.
 
     Blocks walk over the rows. How many threads are best is measured (bench/row_forms.py): some kernels gain when more

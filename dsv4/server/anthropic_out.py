@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncIterator, Iterable, Iterator
-from typing import Any
 
 from pydantic_core import from_json
 
@@ -12,11 +11,9 @@ from dsv4.chat.events import ContentDelta, Event, ReasoningDelta, ToolCallArgume
 from dsv4.errors import DSV4Error
 from dsv4.server.choice import Choice
 from dsv4.server.refusal import MESSAGES, Refusal, body, refused
-from dsv4.server.shapes import again
+from dsv4.server.shapes import Json, again
 from dsv4.server.stream import named, pushed
 from dsv4.server.worker import Reading
-
-Json = dict[str, Any]
 
 STOPS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 

@@ -14,11 +14,9 @@ from dsv4.errors import DSV4Error
 from dsv4.server.choice import Choice
 from dsv4.server.refusal import refused
 from dsv4.server.responses_in import ResponsesRequest
-from dsv4.server.shapes import again, usage
+from dsv4.server.shapes import Json, again, usage
 from dsv4.server.stream import named, pushed
 from dsv4.server.worker import Reading
-
-Json = dict[str, Any]
 
 # By type: what begins the names of such items, what is in them before all else, and their one part.
 PREFIXES = {"reasoning": "rs", "message": "msg", "function_call": "fc"}

@@ -48,7 +48,7 @@
 
 #define QUANTISING(suffix, T)                      \
   PRE_NORM(mhc_pre_fp8_row_##suffix, T, 4, Fp8Row) \
-  PRE_NORM(mhc_pre_mxfp4_##suffix, T, 4, Mxfp4<T>)    \
+  PRE_NORM(mhc_pre_mxfp4_##suffix, T, 4, Mxfp4<T>) \
   PRE_NORM(mhc_pre_nvfp4_##suffix, T, 4, Nvfp4)
 
 PRE(mhc_pre_bf16, bf16, 4)

@@ -60,7 +60,7 @@ struct Tops {
 
 #define QUANTIZES(T, V, THREADS)                                                                    \
   QUANTIZE(T, V, THREADS, fp8_row, Fp8Row)                                                          \
-  QUANTIZE(T, V, THREADS, mxfp4, Mxfp4<T>)                                                             \
+  QUANTIZE(T, V, THREADS, mxfp4, Mxfp4<T>)                                                          \
   QUANTIZE(T, V, THREADS, nvfp4, Nvfp4)                                                             \
   extern "C" __global__ void __launch_bounds__(THREADS)                                             \
       row_tops_##T##_##V(const T* x, i64 stride, int rows, int n, int slots, int warps, u32* top) { \

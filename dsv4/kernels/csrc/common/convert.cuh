@@ -5,7 +5,9 @@
 //
 //     BF16   overflow to infinity, NaN -> 0x7FFF
 //     E4M3   saturates at +-448 (infinities too), NaN -> 0x7F
-//     E2M1   saturates at +-6 (infinities too); it has no NaN, and NaN becomes 6 or -6 (`e2m1x8`: what it is given)
+//     FP16   of what fits
+//
+// E2M1 has no NaN and no infinity; what is beyond 6 is cut before.
 //
 // Bytes: dsv4/quant/e4m3.py, e2m1.py, e8m0.py.
 #pragma once
@@ -46,14 +48,20 @@ __device__ __forceinline__ u32 rounded_mantissa(u32 bits) {
   return (bits + ((1u << (DROPPED - 1)) - 1) + (bits >> DROPPED & 1)) >> DROPPED;
 }
 
+// The code of a positive number in a format of KEPT mantissa bits whose least normal number is 2^LEAST. Below that the
+// step is 2^(LEAST - KEPT), which is that of FP32 at `even`: the sum's lowest bits are the code.
+template <int KEPT, int LEAST>
+__device__ __forceinline__ u32 narrow_bits(float size) {
+  const float even = __uint_as_float((127 + 23 + LEAST - KEPT) << 23);
+  return size < __uint_as_float((127 + LEAST) << 23)
+             ? __float_as_uint(size + even) - __float_as_uint(even)
+             : rounded_mantissa<KEPT>(__float_as_uint(size)) - ((126 + LEAST) << KEPT);
+}
+
 __device__ __forceinline__ u32 e4m3_bits(float x) {
   const u32 bits = __float_as_uint(x), sign = bits >> 24 & 0x80;
   if ((bits & ~SIGN) > INFINITY_BITS) return E4M3_NAN;
-  const float size = fminf(__uint_as_float(bits & ~SIGN), 448.0f);
-  // Under 2^-6 the step is 2^-9, which is that of FP32 at 2^14: the sum's lowest bits are the code.
-  const u32 code = size < 0x1p-6f ? __float_as_uint(size + 0x1p14f) - __float_as_uint(0x1p14f)
-                                  : rounded_mantissa<3>(__float_as_uint(size)) - ((127 - 7) << 3);
-  return sign | code;
+  return sign | narrow_bits<3, -6>(fminf(__uint_as_float(bits & ~SIGN), 448.0f));
 }
 
 // Two E4M3 numbers in a half word, `low` in the low byte.
@@ -75,15 +83,6 @@ __device__ __forceinline__ float e4m3_float(u32 byte) {
   return __uint_as_float(__float_as_uint(size) | (byte & 0x80) << 24);
 }
 
-__device__ __forceinline__ u32 e2m1_bits(float x) {
-  const u32 bits = __float_as_uint(x);
-  const float size = fminf(__uint_as_float(bits & ~SIGN), 6.0f);
-  // Under 2 the step is a half, which is that of FP32 at 2^22.
-  const u32 small = __float_as_uint(size + 0x1p22f) - __float_as_uint(0x1p22f);
-  const u32 large = rounded_mantissa<1>(__float_as_uint(size)) - ((127 - 1) << 1);
-  return (bits >> 28 & 8) | (size < 2.0f ? small : large);
-}
-
 // What numbers are multiplied by before `e2m1x8` narrows them. Without the instruction they pass through FP16 at 2^-14:
 // there its exponents are those of E2M1, and what is below 1 has one step, here as there.
 #ifdef HAS_E2M1_INSTRUCTION
@@ -92,14 +91,10 @@ constexpr float E2M1_UNIT = 1.0f;
 constexpr float E2M1_UNIT = 0x1p-14f;
 #endif
 
-// FP16 bits of a number of at most 11 significant bits. What lies below an eighth of the unit may be rounded.
+// FP16 bits of a number below 2^15.
 __device__ __forceinline__ u32 half_bits(float x) {
   const u32 bits = __float_as_uint(x);
-  const float size = __uint_as_float(bits & ~SIGN);
-  // Under 2^-14 the step is 2^-24, which is that of FP32 at 2^-1.
-  const u32 code = size < 0x1p-14f ? __float_as_uint(size + 0x1p-1f) - __float_as_uint(0x1p-1f)
-                                   : rounded_mantissa<10>(__float_as_uint(size)) - ((127 - 15) << 10);
-  return (bits >> 16 & 0x8000) | code;
+  return (bits >> 16 & 0x8000) | narrow_bits<10, -14>(__uint_as_float(bits & ~SIGN));
 }
 
 __device__ __forceinline__ u32 halfx2(float low, float high) {
