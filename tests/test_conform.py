@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,27 +14,23 @@ from dsv4.check.wire import Client
 from dsv4.cli.main import main
 from dsv4.config import EngineOptions
 from dsv4.llm import LLM
-from tests import PICO
-from tests.serving import Running, dictated, running
-from tests.test_server_tools import BOTH
-
-SAID = "hé</think>Schön, 你好." + BOTH
+from tests.conforming import KEY, Change, Faulty, other_name, speaker, swap, with_fault
+from tests.serving import Running, running
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
-    llm = LLM.load(PICO, EngineOptions(max_sequences=4, max_context=1024, draft_tokens=0, reuse_points=0))
-    with dictated(llm, SAID), running(llm, key="a key") as server:
+    with speaker() as server:
         yield server
 
 
 def verdicts(server: Running, *groups: str) -> dict[str, Verdict]:
-    return {one.case.name: one for one in conform(Client(server.url, "a key", 60), None, groups)}
+    return {one.case.name: one for one in conform(Client(server.url, KEY, 60), None, groups)}
 
 
 def test_the_names_of_cases_are_unique() -> None:
     assert len({case.name for case in CASES}) == len(CASES)
-    assert {case.like for case in CASES} - {None} <= {case.name for case in CASES}
+    assert {name for case in CASES for name in (case.like, case.after)} - {None} <= {case.name for case in CASES}
 
 
 def test_our_server_passes(server: Running) -> None:
@@ -46,18 +42,11 @@ def test_our_server_passes(server: Running) -> None:
 
 @pytest.mark.slow
 def test_the_embedded_model_passes() -> None:
-    llm = LLM.load(options=EngineOptions(max_sequences=4, max_context=1024))
-    with running(llm, key="a key") as server:
+    llm = LLM.load(options=EngineOptions(max_sequences=4, max_context=2048))
+    with running(llm, key=KEY) as server:
         found = verdicts(server)
     assert len(found) == len(CASES)
     assert {name: one for name, one in found.items() if one.verdict != "pass"} == {}
-
-
-Change = Callable[[bytes], bytes]
-
-
-def swap(old: str, new: str) -> Change:
-    return lambda body: body.replace(old.encode(), new.encode())
 
 
 def last(body: bytes) -> bytes:
@@ -68,10 +57,6 @@ def last(body: bytes) -> bytes:
 def new_ids(body: bytes) -> bytes:
     first, *rest = body.split(b'"id":"chatcmpl-')
     return first + b"".join(b'"id":"chatcmpl-%d' % n + part for n, part in enumerate(rest))
-
-
-def other_name(old: str) -> Change:
-    return swap(f'"{old}":', f'"not_{old}":')
 
 
 # What a fault does to every answer's body, and the case that has to catch it.
@@ -109,43 +94,6 @@ FAULTS: dict[str, tuple[Change, str]] = {
 }  # fmt: skip
 
 
-class Faulty:
-    """An ASGI application whose every answer is changed on its way out."""
-
-    def __init__(
-        self, app: Any, body: Change = bytes, start: Callable[[dict[str, Any]], None] = lambda _: None
-    ) -> None:
-        self._app, self._body, self._start = app, body, start
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        whole, begun = b"", {}
-
-        async def keep(message: Any) -> None:
-            nonlocal whole, begun
-            if message["type"] == "http.response.start":
-                begun = message
-                return
-            whole += message.get("body", b"")
-            if not message.get("more_body"):
-                begun["headers"] = [(name, value) for name, value in begun["headers"] if name != b"content-length"]
-                self._start(begun)
-                await send(begun)
-                await send({"type": "http.response.body", "body": self._body(whole)})
-
-        await self._app(scope, receive, keep)
-
-
-def with_fault(server: Running, case: str, **changes: Any) -> Verdict:
-    config = server.server.config
-    app, group = config.loaded_app, next(one.group for one in CASES if one.name == case)
-    config.loaded_app = Faulty(app, **changes)
-    try:
-        found = conform(Client(server.url, "a key", 60), "pico", (group,))
-        return next(one for one in found if one.case.name == case)
-    finally:
-        config.loaded_app = app
-
-
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_caught(server: Running, fault: str) -> None:
     change, case = FAULTS[fault]
@@ -180,14 +128,16 @@ def test_a_failure_is_exit_code_1_and_json_says_which(
     config = server.server.config
     monkeypatch.setattr(config, "loaded_app", Faulty(config.loaded_app, start=as_404))
     key = tmp_path / "key"
-    key.write_text("a key\n")
+    key.write_text(KEY + "\n")
     command = ["conform", server.url, "--key-file", str(key), "--group", "responses"]
     with pytest.raises(SystemExit) as stop:
         main(command)
     assert stop.value.code == 0
     assert "absent" in capsys.readouterr().out
-    with pytest.raises(SystemExit) as stop:
-        main([*command, "--all", "--json"])
-    assert stop.value.code == 1
-    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert {line["verdict"] for line in lines} == {"FAIL"}
+    for more, code, verdict in (([], 0, "absent"), (["--all"], 1, "FAIL")):
+        with pytest.raises(SystemExit) as stop:
+            main([*command, *more, "--json"])
+        assert stop.value.code == code
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        # Some refuse with 404 themselves. Where the endpoint is not there, they are not asked.
+        assert {line["verdict"] for line in lines} - ({"pass"} if more else set()) == {verdict}

@@ -21,6 +21,7 @@ max-context: 64
 numerics: float
 stall: 7
 deadline: 2.5
+step-limit: 0
 force: [rms_norm=reference]
 draft: null
 """
@@ -48,7 +49,8 @@ def test_what_counts_is_printed_and_can_be_fed_back(tmp_path: Path, capsys: pyte
     assert (code, err) == (0, "")
     found = yaml.safe_load(out)
     assert list(found) == [name for name in config_file.options(serve) if name != "api-key"]
-    assert found | {"stall": 9, "served-model-name": ["other"], "max-context": 64, "deadline": 2.5} == found
+    given = {"served-model-name": ["other"], "max-context": 64, "deadline": 2.5, "step-limit": 0}
+    assert found | given | {"stall": 9} == found
     assert (found["port"], found["numerics"], found["force"], found["model"]) == (
         0,
         "float",
@@ -61,7 +63,7 @@ def test_what_counts_is_printed_and_can_be_fed_back(tmp_path: Path, capsys: pyte
 
 def test_without_a_file_the_defaults_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     found = yaml.safe_load(shown(capsys, "--print-config")[1])
-    assert (found["host"], found["port"], found["max-sequences"], found["deadline"]) == ("127.0.0.1", 8000, 8, None)
+    assert (found["host"], found["port"], found["deadline"], found["step-limit"]) == ("127.0.0.1", 8000, None, 120)
 
 
 def test_an_empty_file_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

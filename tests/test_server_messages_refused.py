@@ -94,6 +94,8 @@ def past(*blocks: Any) -> dict[str, Any]:
         ({"messages": [{"role": "system", "content": "x"}]}, "messages.0.role; got 'system'; wanted user or assistant"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content; got 5"),
         ({"messages": [{"role": "user", "content": "x", "name": "y"}]}, "messages.0.name"),
+        (user(), "messages.0.content; got []; wanted at least one block"),
+        ({"messages": [*FRANCE, *user()["messages"]]}, "messages.1.content; got []"),
         (user(PICTURE), "messages.0.content.0.type; got 'image'; wanted text: these models read text only"),
         (user({"type": "text"}), "messages.0.content.0.text; got None; wanted a text"),
         (user({"type": "tool_result"}), "messages.0.content.0.tool_use_id"),

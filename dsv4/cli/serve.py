@@ -56,6 +56,9 @@ def serve(
     unread: Annotated[int, typer.Option(min=1, help="tokens a client may leave unread before it has to wait")] = 1024,
     stall: Annotated[float, typer.Option(min=0.1, help="seconds after which an answer that nobody reads ends")] = 60,
     deadline: Annotated[float | None, typer.Option(min=0.001, help="seconds after which any request ends")] = None,
+    step_limit: Annotated[
+        float, typer.Option(min=0, help="seconds of one step after which /health tells 503; 0: never")
+    ] = 120,
     drain: Annotated[int, typer.Option(min=0, help="seconds that answers have to end after SIGTERM")] = 30,
     dialect: Dialect = None,
     numerics: Numerics = "official",
@@ -108,6 +111,7 @@ def serve(
         stall=stall,
         body=max_body_mib << 20,
         deadline=deadline,
+        step_limit=step_limit,
         drain=drain,
     )
     service = Service(llm, served)

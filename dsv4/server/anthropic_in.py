@@ -86,7 +86,12 @@ def _text(where: str, block: Json) -> Json:
 
 
 def _user(where: str, blocks: list[Json]) -> Iterable[Json]:
-    """Results become messages of their own, in their places; texts side by side stay together."""
+    """Results become messages of their own, in their places; texts side by side stay together.
+
+    Of no blocks no message would come, and the conversation would be another than the one that was sent.
+    """
+    if not blocks:
+        raise wrong(where, blocks, "at least one block")
     placed = [(f"{where}.{n}", block) for n, block in enumerate(blocks)]
     for is_result, some in groupby(placed, lambda item: item[1].get("type") == "tool_result"):
         if is_result:

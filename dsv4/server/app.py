@@ -92,10 +92,12 @@ class Service:
     # --- how it is -------------------------------------------------------------------------------------------------
 
     async def health(self) -> Response:
-        """200 while the engine lives, 503 when it has stopped: restart then."""
-        crash = self.worker.crash
-        said = {"status": "ok"} if crash is None else {"status": "the engine has stopped", "reason": crash}
-        return JSONResponse(said, 200 if crash is None else 503)
+        """200 while the engine lives; 503 when it has stopped, and while one of its steps is past the limit."""
+        ills = {"the engine has stopped": self.worker.crash, "the engine hangs": self.worker.hang}
+        for status, reason in ills.items():
+            if reason is not None:
+                return JSONResponse({"status": status, "reason": reason}, 503)
+        return JSONResponse({"status": "ok"})
 
     async def ready(self) -> Response:
         """200 while new requests are taken; 503 when it is shutting down or has stopped."""
@@ -113,6 +115,7 @@ class Service:
             "requests_running": ("Requests that have a slot", float(worker.live - worker.waiting)),
             "requests_waiting": ("Requests in the queue", float(worker.waiting)),
             "slots": ("Requests that can run at once", float(worker.slots)),
+            "step_age_seconds": ("Time that the engine's current step has run, 0 between steps", worker.step_age),
             "cache_pages": ("Pages of the cache", float(engine.pages.count)),
             "cache_pages_used": ("Pages that requests hold; all others can be had at once", float(engine.pages.in_use)),
         }

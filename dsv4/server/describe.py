@@ -85,7 +85,7 @@ def responses(path: str) -> dict[int | str, Json]:
         content |= {"text/event-stream": {}}  # OpenAPI 3.1 has no way to describe events
     said[200] = {"description": "done", "content": content}
     if path == "/health":
-        said[503] = {"description": "the engine has stopped: restart the server", "content": content}
+        said[503] = {"description": "the engine has stopped or hangs: restart the server", "content": content}
     if "{" in path:
         said["4XX"] = said[404]  # else FastAPI tells of a 422 that never comes
     return said

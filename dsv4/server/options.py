@@ -11,8 +11,9 @@ class ServerOptions:
 
     `queue`: requests that may wait for a place. `unread`: tokens that one client may leave unread before its requests
     pause; `stall`: seconds of such a pause after which they end. `deadline`: seconds from acceptance after which any
-    request ends, None for never. `body`: largest request in bytes. `drain`: seconds that running answers have when the
-    server is told to stop.
+    request ends, None for never. `step_limit`: seconds of one step of the engine after which /health tells that it
+    hangs, 0 for never. `body`: largest request in bytes. `drain`: seconds that running answers have when the server is
+    told to stop.
     """
 
     names: tuple[str, ...]
@@ -21,5 +22,6 @@ class ServerOptions:
     unread: int = 1024
     stall: float = 60.0
     deadline: float | None = None
+    step_limit: float = 120.0
     body: int = 16 << 20
     drain: int = 30

@@ -99,6 +99,7 @@ class Worker:
         self.draining = False
         self.crash: str | None = None
         self._stopping = False
+        self._step_began: float | None = None  # the engine's thread alone writes it
         self._wake = threading.Condition()
         self._inbox: list[Callable[[], None]] = []
         self._clients: dict[int, tuple[Reading, int]] = {}
@@ -108,6 +109,18 @@ class Worker:
     def waiting(self) -> int:
         """Accepted requests that have no slot yet."""
         return max(self.live - self.slots, self._engine.waiting)
+
+    @property
+    def step_age(self) -> float:
+        """Seconds that the engine's current step has been running, 0 between steps."""
+        began = self._step_began
+        return 0.0 if began is None else time.monotonic() - began
+
+    @property
+    def hang(self) -> str | None:
+        """Why the engine seems to hang, None while it does not. Worked out when asked: no thread watches another."""
+        age, limit = self.step_age, self._options.step_limit
+        return f"a step has been running for {age:.1f} s; limit {limit:g} s" if 0 < limit < age else None
 
     def start(self) -> None:
         """Begin to serve."""
@@ -187,7 +200,7 @@ class Worker:
                 for action in self._actions():
                     action()
                 if not self._engine.stalled:
-                    self._hand_out(self._engine.step())
+                    self._hand_out(self._step())
                 self._end_late()
         except Exception as error:  # whatever it is: nobody may wait for an engine that is gone
             frames = "".join(traceback.format_tb(error.__traceback__))  # without the message: it may quote a user
@@ -196,6 +209,17 @@ class Worker:
                 self.crash = type(error).__name__
         finally:
             self._abandon()
+
+    def _step(self) -> Sequence[Delta]:
+        """One step. That it passed the limit is logged at its end too: nobody may have asked while it ran."""
+        self._step_began = time.monotonic()
+        try:
+            return self._engine.step()
+        finally:
+            age, limit = self.step_age, self._options.step_limit
+            self._step_began = None
+            if 0 < limit < age:
+                log.warning("a step took %.1f s; limit %g s", age, limit)
 
     def _actions(self) -> list[Callable[[], None]]:
         """What was posted; waits for something to do, but not past the moment at which a request may have to end."""

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 from dsv4.check.conform import checks as c
+from dsv4.check.conform import messages, responses
+from dsv4.check.conform.case import BAD, CHAT, HELLO, NOWHERE, PARAMETERS, QUESTION, REFUSED, SCHEMA, TEXT, Case
 
-CHAT, TEXT, RESPONSES, MESSAGES = "/chat/completions", "/completions", "/responses", "/messages"
-HELLO: Final = [{"role": "user", "content": "Say hello."}]
 SHORT: Final[Mapping[str, Any]] = {"messages": HELLO, "max_tokens": 8, "temperature": 0, "seed": 1}
 STREAM: Final[Mapping[str, Any]] = {**SHORT, "stream": True, "stream_options": {"include_usage": True}}
-# A closed list: a weak model that is held to a text of its own may never end it.
-CITY: Final = {"type": "string", "enum": ["Paris", "Rome"]}
-PARAMETERS: Final = {"type": "object", "properties": {"city": CITY}, "required": ["city"]}
 TOOL: Final = {"type": "function", "function": {"name": "warmth", "description": "of a city", "parameters": PARAMETERS}}
 CALL: Final[Mapping[str, Any]] = {
-    "messages": [{"role": "user", "content": "How warm is it in Paris? Use the tool."}],
+    "messages": [{"role": "user", "content": QUESTION}],
     "tools": [TOOL],
     "max_tokens": 200,
     "temperature": 0,
@@ -29,36 +25,11 @@ ROUND: Final = [
     {"role": "assistant", "content": None, "tool_calls": [ASKED]},
     {"role": "tool", "tool_call_id": "call_1", "content": "17 degrees"},
 ]
-SCHEMA: Final = {
-    "type": "object",
-    "properties": {"city": CITY, "warm": {"type": "boolean"}},
-    "required": ["city", "warm"],
-    "additionalProperties": False,
-}
 HELD: Final = {"messages": [{"role": "user", "content": "Paris as JSON."}], "max_tokens": 200, "temperature": 0}
 
 
-@dataclass(frozen=True)
-class Case:
-    """`body`: None for a GET; bytes go out as they are; `model` is added. `like`: another case whose answer must say
-    the same. `headers`: instead of the user's, with a wrong key. `required`: where False, a server that does not offer
-    it does not fail. `leave`: go away after the first event, and see whether the server lives.
-    """
-
-    name: str
-    group: str
-    path: str
-    body: Any = None
-    checks: tuple[c.Check, ...] = ()
-    method: str = "POST"
-    required: bool = True
-    like: str | None = None
-    leave: bool = False
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-
-def _get(name: str, group: str, path: str, *checks: c.Check, required: bool = True) -> Case:
-    return Case(name, group, path, None, checks, "GET", required)
+def _get(name: str, group: str, path: str, *checks: c.Check, absent: tuple[int, ...] = ()) -> Case:
+    return Case(name, group, path, None, checks, "GET", absent)
 
 
 def _chat(name: str, body: Mapping[str, Any], *checks: c.Check, group: str = "chat", **more: Any) -> Case:
@@ -66,11 +37,10 @@ def _chat(name: str, body: Mapping[str, Any], *checks: c.Check, group: str = "ch
 
 
 _STREAMED = (c.ok, c.framed, c.one_end)
-_BAD = (400, 422)
 CASES: Final = (
     _get("models are listed", "models", "/models", c.ok, c.has("object", "list"), c.has("data.0.object", "model")),
     _get("a model by its name", "models", "/models/{model}", c.ok, c.has("id", str), c.has("object", "model"),
-          required=False),
+          absent=NOWHERE),
     _chat("a whole answer", SHORT, c.ok, c.has("object", "chat.completion"), c.has("id", str), c.has("created", int),
           c.has("model", str), c.finishes("stop", "length")),
     _chat("the role", SHORT, c.ok, c.has("choices.0.message.role", "assistant")),
@@ -89,8 +59,8 @@ CASES: Final = (
           {"role": "assistant", "content": "Hello."}, *HELLO]}, c.ok, c.has("choices.0.message.role", "assistant")),
     _chat("content in parts", {**SHORT, "messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]},
           c.ok),
-    _chat("no effort", {**SHORT, "reasoning_effort": "none"}, c.ok, group="reasoning", required=False),
-    _chat("thinking off", {**SHORT, "thinking": {"type": "disabled"}}, c.ok, group="reasoning", required=False),
+    _chat("no effort", {**SHORT, "reasoning_effort": "none"}, c.ok, group="reasoning", absent=REFUSED),
+    _chat("thinking off", {**SHORT, "thinking": {"type": "disabled"}}, c.ok, group="reasoning", absent=REFUSED),
     _chat("framing", STREAM, c.ok, c.framed, group="stream"),
     _chat("the role comes first", STREAM, c.ok, c.role_first, group="stream"),
     _chat("one end and nothing behind it", STREAM, c.ok, c.one_end, group="stream"),
@@ -107,42 +77,30 @@ CASES: Final = (
     _chat("a call", CALL, c.ok, c.called, group="tools"),
     _chat("a call, streamed", {**CALL, "stream": True}, *_STREAMED, c.call_deltas, group="tools"),
     _chat("one call at most", {**CALL, "parallel_tool_calls": False}, c.ok, c.called, group="tools"),
-    _chat("a call required", {**CALL, "tool_choice": "required"}, c.ok, c.called, group="tools", required=False),
-    _chat("a call by name", {**CALL, "tool_choice": NAMED}, c.ok, c.called, group="tools", required=False),
+    _chat("a call required", {**CALL, "tool_choice": "required"}, c.ok, c.called, group="tools", absent=REFUSED),
+    _chat("a call by name", {**CALL, "tool_choice": NAMED}, c.ok, c.called, group="tools", absent=REFUSED),
     _chat("json_object", {**HELD, "response_format": {"type": "json_object"}}, c.ok, c.json_content,
-          group="structured", required=False),
+          group="structured", absent=REFUSED),
     _chat("json_schema", {**HELD, "response_format": {"type": "json_schema", "json_schema": {"name": "city",
           "strict": True,
-          "schema": SCHEMA}}}, c.ok, c.json_kind, group="structured", required=False),
+          "schema": SCHEMA}}}, c.ok, c.json_kind, group="structured", absent=REFUSED),
     _chat("a completion", {"prompt": "Hello", "max_tokens": 4, "temperature": 0}, c.ok, c.has("object",
           "text_completion"),
           c.has("choices.0.text", str), c.finishes("stop", "length"), c.usage,
-          group="completions", path=TEXT, required=False),
+          group="completions", path=TEXT, absent=NOWHERE),
     _chat("a completion, streamed", {"prompt": "Hello", "max_tokens": 4, "temperature": 0, "stream": True}, *_STREAMED,
-          group="completions", path=TEXT, required=False, like="a completion"),
-    _chat("a response", {"input": "Say hello.", "max_output_tokens": 16}, c.ok, c.has("object", "response"),
-          c.has("status", ("completed", "incomplete")), c.has("output", list), c.has("usage.output_tokens", int),
-          group="responses", path=RESPONSES, required=False),
-    _chat("a response, streamed", {"input": "Say hello.", "max_output_tokens": 16, "stream": True}, c.ok,
-          c.named_events("response.created", "response.completed"), group="responses", path=RESPONSES, required=False),
-    _chat("a message", {"messages": HELLO, "max_tokens": 16}, c.ok, c.has("type", "message"), c.has("role",
-          "assistant"),
-          c.has("content", list), c.has("stop_reason", ("end_turn", "max_tokens", "stop_sequence", "tool_use")),
-          c.has("usage.input_tokens", int), c.has("usage.output_tokens", int),
-          group="messages", path=MESSAGES, required=False),
-    _chat("a message, streamed", {"messages": HELLO, "max_tokens": 16, "stream": True}, c.ok,
-          c.named_events("message_start", "message_stop"), group="messages", path=MESSAGES, required=False),
-    _chat("tokens of a message", {"messages": HELLO}, c.ok, c.has("input_tokens", int), group="messages",
-          path=MESSAGES + "/count_tokens", required=False),
-    _chat("a body that is no JSON", b'{"messages": [', c.error(*_BAD), group="errors"),  # type: ignore[arg-type]
-    _chat("no messages", {"max_tokens": 4}, c.error(*_BAD), group="errors"),
-    _chat("a wrong type", {**SHORT, "temperature": "hot"}, c.error(*_BAD), group="errors"),
+          group="completions", path=TEXT, absent=NOWHERE, like="a completion"),
+    *responses.CASES,
+    *messages.CASES,
+    _chat("a body that is no JSON", b'{"messages": [', c.error(*BAD), group="errors"),  # type: ignore[arg-type]
+    _chat("no messages", {"max_tokens": 4}, c.error(*BAD), group="errors"),
+    _chat("a wrong type", {**SHORT, "temperature": "hot"}, c.error(*BAD), group="errors"),
     _chat("an unknown model", {**SHORT, "model": "no-such-model"}, c.error(404, 400), group="errors"),
-    _chat("more than the context", {**SHORT, "max_tokens": 1 << 30}, c.error(*_BAD), group="errors"),
+    _chat("more than the context", {**SHORT, "max_tokens": 1 << 30}, c.error(*BAD), group="errors"),
     Case("a wrong method", "errors", CHAT, None, (c.error(405, 404),), "GET"),
     _get("a wrong path", "errors", "/no-such-path", c.error(404)),
     Case("a wrong key", "errors", CHAT, SHORT, (c.error(401, 403),), headers={"Authorization": "Bearer wrong"}),
-    Case("tokenize", "tokenizer", "=/tokenize", {"prompt": "Hello"}, (c.ok, c.has("tokens", list)), required=False),
-    _get("health", "watching", "=/health", c.ok, required=False),
-    _get("metrics", "watching", "=/metrics", c.ok, required=False),
+    Case("tokenize", "tokenizer", "=/tokenize", {"prompt": "Hello"}, (c.ok, c.has("tokens", list)), absent=NOWHERE),
+    _get("health", "watching", "=/health", c.ok, absent=NOWHERE),
+    _get("metrics", "watching", "=/metrics", c.ok, absent=NOWHERE),
 )  # fmt: skip

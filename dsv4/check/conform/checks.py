@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 from dsv4.check.wire import data
@@ -27,17 +28,31 @@ class Unclear(Exception):
 
 @dataclass
 class Got:
-    """One answer: raw lines of the body, and what they hold. `chunks`: the JSON of a stream, [DONE] not among it."""
+    """One answer: raw lines of the body, and what they hold. `asked`: the request. `before`: the answer of the case
+    that this one comes after.
+    """
 
     status: int
     headers: Mapping[str, str]
     lines: Sequence[bytes]
     asked: Json = field(default_factory=dict)
+    before: Got | None = None
 
     @property
     def tree(self) -> Json:
         """The body as a JSON object."""
-        return _object(b"\n".join(self.lines))
+        return parsed(b"\n".join(self.lines))
+
+    @property
+    def streamed(self) -> bool:
+        """Whether it is an event stream."""
+        return self.headers.get("content-type", "").startswith("text/event-stream")
+
+    @property
+    def earlier(self) -> Got:
+        """The answer before this one, of a case that comes after another."""
+        assert self.before is not None
+        return self.before
 
     @property
     def events(self) -> list[bytes]:
@@ -46,8 +61,8 @@ class Got:
 
     @property
     def chunks(self) -> list[Json]:
-        """The objects of a stream."""
-        return [_object(value) for value in self.events if value != b"[DONE]"]
+        """The objects of a stream, [DONE] not among them."""
+        return [parsed(value) for value in self.events if value != b"[DONE]"]
 
 
 Check = Callable[[Got], None]
@@ -59,7 +74,8 @@ def want(good: object, got: object, wanted: object) -> None:
         raise Wrong(got, wanted)
 
 
-def _object(text: bytes) -> Json:
+def parsed(text: bytes) -> Json:
+    """A JSON object. Wrong if it is none."""
     try:
         tree = json.loads(text.decode())
     except UnicodeDecodeError:
@@ -78,6 +94,17 @@ def at(tree: Any, path: str) -> Any:
         except (LookupError, TypeError):
             raise Wrong(f"no {path}", f"{path}") from None
     return tree
+
+
+def fields(tree: Any, wanted: Mapping[str, type]) -> None:
+    """Fields that an object must have, each of its type."""
+    for name, kind in wanted.items():
+        value = at(tree, name)
+        want(
+            isinstance(value, kind) and not (kind is int and isinstance(value, bool)),
+            f"{name} {value!r}",
+            f"{name}, {kind.__name__}",
+        )
 
 
 def ok(got: Got) -> None:
@@ -211,7 +238,7 @@ def calls(message: Json) -> list[Json]:
 def whole(arguments: Any) -> None:
     """Arguments are the text of a JSON object."""
     want(isinstance(arguments, str), repr(arguments)[:60], "arguments as a text")
-    _object(arguments.encode())
+    parsed(arguments.encode())
 
 
 def called(got: Got) -> None:
@@ -247,27 +274,30 @@ def json_content(got: Got) -> None:
     choice = at(got.tree, "choices.0")
     if choice.get("finish_reason") == "length":
         raise Unclear("the answer was cut at max_tokens")
-    _object((choice["message"].get("content") or "").encode())
+    parsed((choice["message"].get("content") or "").encode())
 
 
 def json_kind(got: Got) -> None:
     """It also has the schema's keys."""
     json_content(got)
-    tree = json.loads(at(got.tree, "choices.0.message.content"))
+    of_schema(at(got.tree, "choices.0.message.content"))
+
+
+def of_schema(text: str) -> None:
+    """A text that is JSON of the cases' one schema."""
+    tree = parsed(text.encode())
     want(set(tree) == {"city", "warm"} and isinstance(tree["warm"], bool), tree, 'a "city" and a boolean "warm"')
 
 
-def named_events(first: str, last: str) -> Check:
-    """A stream of typed events (Responses, Messages) from the first kind to the last, which names its events."""
-
-    def check(got: Got) -> None:
-        kinds = [chunk.get("type") for chunk in got.chunks]
-        kinds = [kind for kind in kinds if kind != "ping"]
-        want(kinds and kinds[0] == first, f"first event {kinds[:1]}", first)
-        want(
-            kinds[-1] == last or (last == "response.completed" and kinds[-1] == "response.incomplete"), kinds[-1], last
-        )
-        names = [line[6:].strip().decode() for line in got.lines if line.startswith(b"event:")]
-        want([name for name in names if name != "ping"] == kinds, f"event names {names[:3]}", "each event's type")
-
-    return check
+def named(got: Got) -> None:
+    """A stream of typed events (Responses, Messages), each of which bears its type as its name, and no [DONE]."""
+    want(got.streamed, f"content-type {got.headers.get('content-type')!r}", "text/event-stream")
+    want(b"[DONE]" not in got.events, "[DONE]", "typed events alone")
+    kinds = [str(chunk.get("type")) for chunk in got.chunks]
+    names = [line[6:].strip().decode() for line in got.lines if line.startswith(b"event:")]
+    other = next((pair for pair in zip_longest(names, kinds) if pair[0] != pair[1]), None)
+    want(
+        other is None,
+        f"an event named {other and other[0]} of type {other and other[1]}",
+        "each event's type as its name",
+    )

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
-from dsv4.check.conform.cases import CASES, CHAT, TEXT, Case
+from dsv4.check.conform import message_checks, response_checks
+from dsv4.check.conform.case import CHAT, MESSAGES, RESPONSES, TEXT, Case
+from dsv4.check.conform.cases import CASES
 from dsv4.check.conform.checks import Got, Unclear, Wrong, at, ok, parts
 from dsv4.check.wire import Broken, Client, words
-
-NOWHERE: Final = (404, 405, 501)  # an endpoint that is not offered
-REFUSED: Final = (400, 422, *NOWHERE)  # an option of the chat endpoint that is not
 
 
 class Verdict(NamedTuple):
@@ -26,72 +25,86 @@ class Verdict(NamedTuple):
 
 def conform(client: Client, model: str | None, groups: tuple[str, ...] = (), strict: bool = False) -> Iterator[Verdict]:
     """Verdicts as they come. `strict`: what is not offered is a failure. RequestError if nobody is there."""
-    named = model or asyncio.run(client.first_model())
-    said: dict[str, list[Any]] = {}
+    asking = Asking(client, model or asyncio.run(client.first_model()), strict)
     for case in CASES:
         if not groups or case.group in groups:
-            yield asyncio.run(_judged(client, case, named, said, strict))
+            yield asyncio.run(asking.judged(case))
 
 
-async def _judged(client: Client, case: Case, model: str, said: dict[str, list[Any]], strict: bool) -> Verdict:
-    if case.headers and not client.key:
-        return Verdict(case, "unclear", "no key was given: the server asks for none, or would refuse all")
-    try:
-        if case.leave:
-            await _leave(client, case, model)
-        got = await _answer(client, case, model)
-        absent = REFUSED if case.path == CHAT else NOWHERE
-        if not (case.required or strict) and got.status in absent:
-            return Verdict(case, "absent", f"{got.status} {words(b' '.join(got.lines))}"[:120])
-        for check in case.checks:
-            check(got)
-        if case.path in (CHAT, TEXT) and case.group != "errors":
-            said[case.name] = text(got)
-        if case.like:
-            if case.like not in said or case.like == case.name:
-                said[case.like] = text(await _answer(client, _named(case.like), model))
-            if said[case.like] != text(got):
-                raise Wrong(text(got), f"{said[case.like]} as in {case.like!r}")
-    except Wrong as wrong:
-        return Verdict(case, "FAIL", wrong.got, wrong.wanted)
-    except Unclear as unclear:
-        return Verdict(case, "unclear", str(unclear))
-    except Broken as broken:
-        return Verdict(case, "FAIL", str(broken)[:200], "a whole answer")
-    except (LookupError, TypeError, AttributeError, ValueError) as error:  # a shape that no check foresaw
-        return Verdict(case, "FAIL", f"{type(error).__name__}: {error}"[:200], "the protocol's shape")
-    return Verdict(case, "pass")
+class Absent(Exception):
+    """The server does not offer what a case needs."""
 
 
-def _named(name: str) -> Case:
-    return next(case for case in CASES if case.name == name)
+class Asking:
+    """Cases asked of one server. An answer that other cases need as well is asked for once."""
+
+    def __init__(self, client: Client, model: str, strict: bool = False) -> None:
+        self._client, self._model, self._strict = client, model, strict
+        self._answers: dict[str, Got] = {}
+
+    async def judged(self, case: Case) -> Verdict:
+        """The verdict on one case."""
+        if "Authorization" in case.headers and not self._client.key:
+            return Verdict(case, "unclear", "no key was given: the server asks for none, or would refuse all")
+        try:
+            if case.leave:
+                await self._leave(case)
+            got = self._answers[case.name] = await self._answer(case)
+            for check in case.checks:
+                check(got)
+            if case.like:
+                said, wanted = SPOKEN[case.path](got), SPOKEN[case.path](await self._known(case.like, case))
+                if said != wanted:
+                    raise Wrong(said, f"{wanted} as in {case.like!r}")
+        except Absent as absent:
+            return Verdict(case, "absent", str(absent))
+        except Wrong as wrong:
+            return Verdict(case, "FAIL", wrong.got, wrong.wanted)
+        except Unclear as unclear:
+            return Verdict(case, "unclear", str(unclear))
+        except Broken as broken:
+            return Verdict(case, "FAIL", str(broken)[:200], "a whole answer")
+        except (LookupError, TypeError, AttributeError, ValueError) as error:  # a shape that no check foresaw
+            return Verdict(case, "FAIL", f"{type(error).__name__}: {error}"[:200], "the protocol's shape")
+        return Verdict(case, "pass")
+
+    async def _known(self, name: str, asking: Case) -> Got:
+        """The answer of another case; of the one that asks, a second one."""
+        if name not in self._answers or name == asking.name:
+            self._answers[name] = await self._answer(next(case for case in CASES if case.name == name))
+        return self._answers[name]
+
+    async def _answer(self, case: Case) -> Got:
+        """Absent if the server does not offer it, or what it comes after."""
+        before = await self._known(case.after, case) if case.after else None
+        body, asked = _sent(case, self._model, before)
+        headers = {"anthropic-version": "2023-06-01", **case.headers}
+        headers = {name: value.format(key=self._client.key) for name, value in headers.items()}
+        async with self._client.open(case.method, case.path.format(model=self._model), body, headers) as answer:
+            got = Got(answer.status, answer.headers, [line async for line in answer.lines()], asked, before)
+        if got.status in case.absent and not self._strict:
+            raise Absent(f"{got.status} {words(b' '.join(got.lines))}"[:120])
+        return got
+
+    async def _leave(self, case: Case) -> None:
+        """Read the first line of the answer and go. What follows shows whether the server lives."""
+        async with self._client.open(case.method, case.path, _sent(case, self._model, None)[0]) as answer:
+            ok(Got(answer.status, answer.headers, []))
+            await anext(answer.lines(), b"")
 
 
-def _sent(case: Case, model: str) -> tuple[bytes | None, dict[str, Any]]:
-    if case.body is None or isinstance(case.body, bytes):
-        return case.body, {}
-    asked = {"model": model, **case.body}
+def _sent(case: Case, model: str, before: Got | None) -> tuple[bytes | None, dict[str, Any]]:
+    """A body as it goes out, and as an object."""
+    made = case.body(before) if callable(case.body) else case.body
+    if made is None or isinstance(made, bytes):
+        return made, {}
+    asked = {"model": model, **made}
     return json.dumps(asked).encode(), asked
-
-
-async def _answer(client: Client, case: Case, model: str) -> Got:
-    body, asked = _sent(case, model)
-    headers = {"anthropic-version": "2023-06-01", **case.headers}
-    async with client.open(case.method, case.path.format(model=model), body, headers) as answer:
-        return Got(answer.status, answer.headers, [line async for line in answer.lines()], asked)
-
-
-async def _leave(client: Client, case: Case, model: str) -> None:
-    """Read the first line of the answer and go. What follows shows whether the server lives."""
-    async with client.open(case.method, case.path, _sent(case, model)[0]) as answer:
-        ok(Got(answer.status, answer.headers, []))
-        await anext(answer.lines(), b"")
 
 
 def text(got: Got) -> list[Any]:
     """What an answer says and why it ends, by choice: the same for a stream and a whole one."""
-    streamed = got.headers.get("content-type", "").startswith("text/event-stream")
-    choices = list(parts(got)) if streamed else at(got.tree, "choices")
+    choices = list(parts(got)) if got.streamed else at(got.tree, "choices")
     found: dict[int, list[Any]] = {}
     for choice in choices:
         mine = found.setdefault(choice.get("index", 0), ["", "", None])
@@ -100,3 +113,12 @@ def text(got: Got) -> list[Any]:
         mine[1] += told.get("content") or told.get("text") or ""
         mine[2] = choice.get("finish_reason") or mine[2]
     return [found[index] for index in sorted(found)]
+
+
+# What an answer of an endpoint says, apart from what may differ each time.
+SPOKEN: Final[Mapping[str, Callable[[Got], Any]]] = {
+    CHAT: text,
+    TEXT: text,
+    MESSAGES: message_checks.spoken,
+    RESPONSES: response_checks.spoken,
+}
