@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
 
 # Before torch is first imported; child processes inherit it. One thread: the machine is shared, sums keep one order.
 os.environ["OMP_NUM_THREADS"] = os.environ["DSV4_THREADS"] = "1"
+
+# Where bytecode is forbidden, as in many containers, each worker and each child process compiles torch and the tests
+# anew, a sixth of the suite's time. There it goes into a folder of its own, and still none lies beside the sources.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+    sys.dont_write_bytecode = False
+    sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = str(Path(__file__).parents[1] / ".pytest_cache" / "bytecode")
 
 IN_CI = bool(os.environ.get("CI"))
 SEED = pytest.StashKey[int]()
