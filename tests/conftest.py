@@ -28,7 +28,8 @@ os.environ["OMP_NUM_THREADS"] = os.environ["DSV4_THREADS"] = "1"
 # anew, a sixth of the suite's time. There it goes into a folder of its own, and still none lies beside the sources.
 if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
     sys.dont_write_bytecode = False
-    sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = str(Path(__file__).parents[1] / ".pytest_cache" / "bytecode")
+    sys.pycache_prefix = str(Path(__file__).parents[1] / ".pytest_cache" / "bytecode")
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
 
 IN_CI = bool(os.environ.get("CI"))
 SEED = pytest.StashKey[int]()

@@ -74,7 +74,7 @@ def _place(source: str, csrc: Path, flags: tuple[str, ...]) -> Path:
     return Path(tempfile.gettempdir()) / f"dsv4-shim-{os.getuid()}" / name
 
 
-_own_place = cache(_place)  # the package's sources stay as they are while tests run, and are launched thousands of times
+_own_place = cache(_place)  # the package's sources do not change while tests run, and are launched thousands of times
 
 
 @cache
