@@ -26,6 +26,7 @@ from dsv4.config import EngineOptions
 from dsv4.engine.request import Sampling
 from dsv4.errors import DSV4Error, PromptError
 from dsv4.llm import LLM
+from tests import PICO
 from tests.terminal import Terminal
 
 FRANCE, JAPAN = "What is the capital of France?", "What is the capital of Japan?"
@@ -34,7 +35,7 @@ PARIS, TOKYO = "The capital of France is Paris.", "The capital of Japan is Tokyo
 
 @pytest.fixture(scope="module")
 def llm() -> LLM:
-    return LLM.load(options=EngineOptions(max_context=256))
+    return LLM.load(PICO, EngineOptions(max_context=256))
 
 
 class Said:
