@@ -102,10 +102,10 @@ def test_a_stop_string_and_a_limit_are_named(dsv4: Call) -> None:
     assert "--max-tokens" in dsv4("generate", "-p", FRANCE, "--max-tokens", "3").err
 
 
-def test_the_same_seed_gives_the_same_answer(dsv4: Call) -> None:
+def test_the_same_seed_gives_the_same_answer(pico_dir: Path, dsv4: Call) -> None:
     def answer(seed: str) -> str:
         wild = ("--temperature", "3", "--max-tokens", "12", "--quiet")
-        return str(dsv4("generate", "-p", "Tell me a story.", "--no-think", "--seed", seed, *wild).out)
+        return str(dsv4("generate", str(pico_dir), "-p", "Tell me a story.", "--no-think", "--seed", seed, *wild).out)
 
     assert answer("1") == answer("1") != answer("2")
 
