@@ -23,13 +23,17 @@ if TYPE_CHECKING:
     from tests.serving import Running
 
 # Before torch is first imported; child processes inherit it. One thread: the machine is shared, sums keep one order.
+# The few tests that ask for two do not spin while the second waits for a core.
 os.environ["OMP_NUM_THREADS"] = os.environ["DSV4_THREADS"] = "1"
+os.environ["OMP_WAIT_POLICY"] = "passive"
 
 # Where bytecode is forbidden, as in many containers, each worker and each child process compiles torch and the tests
-# anew, a sixth of the suite's time. There it goes into a folder of its own, and still none lies beside the sources.
+# anew, a sixth of the suite's time. There it goes into a folder of its own, of the virtual environment if there is one,
+# which outlives a clone; still none lies beside the sources.
 if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
     sys.dont_write_bytecode = False
-    sys.pycache_prefix = str(Path(__file__).parents[1] / ".pytest_cache" / "bytecode")
+    home = Path(__file__).parents[1] / ".pytest_cache" if sys.prefix == sys.base_prefix else Path(sys.prefix)
+    sys.pycache_prefix = str(home / "bytecode")
     os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
 
 IN_CI = bool(os.environ.get("CI"))
