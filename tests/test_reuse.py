@@ -56,7 +56,7 @@ def _gone_on(rig: Rig, length: int, end: int = PROMPT, before: int = 0, chunk: i
         assert different_state(store, rig.whole_store, len(rig.model.blocks), (2, 0)) == []
 
 
-@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 7, 8, 63, 64, 126, 127, 128, 129, 130, 131, 255, 256, 257, 299])
+@pytest.mark.parametrize("length", [1, 3, 4, 5, 63, 64, 126, 127, 128, 129, 256, 257, 299])
 def test_reused_prefix_equals_cold(length: int, pico: Rig) -> None:
     """Streams of all later tokens and the cache: lengths at every residue of 4 and beside every border."""
     _gone_on(pico, length)
@@ -198,8 +198,15 @@ def test_no_state_is_found_by_other_ids(pico_dir: Path) -> None:
     assert asked(llm, [*first, *said.tokens, 400])[1] == 150 + len(said.tokens) - 1
 
 
-@pytest.mark.parametrize("points", [0, 1, 64])
-@pytest.mark.parametrize("guesses", [0, 2])
+@pytest.mark.parametrize(
+    ("points", "guesses"),
+    [
+        (0, 2),
+        (1, 0),
+        (64, 2),
+        *(pytest.param(*both, marks=pytest.mark.slow) for both in ((0, 0), (1, 2), (64, 0))),
+    ],
+)
 def test_turned_out_equals_not(points: int, guesses: int, pico_dir: Path, cold: Cold) -> None:
     """Three requests take turns of two steps in one slot, gone on from a kept state or read again."""
     llm = load(pico_dir, reuse_points=points, turn=2, draft_tokens=guesses, prefill_chunk=48)
