@@ -26,6 +26,7 @@ from dsv4.config import EngineOptions
 from dsv4.engine.request import Sampling
 from dsv4.errors import DSV4Error, PromptError
 from dsv4.llm import LLM
+from tests import PICO
 from tests.terminal import Terminal
 
 FRANCE, JAPAN = "What is the capital of France?", "What is the capital of Japan?"
@@ -34,7 +35,7 @@ PARIS, TOKYO = "The capital of France is Paris.", "The capital of Japan is Tokyo
 
 @pytest.fixture(scope="module")
 def llm() -> LLM:
-    return LLM.load(options=EngineOptions(max_context=256))
+    return LLM.load(PICO, EngineOptions(max_context=256))
 
 
 class Said:
@@ -91,8 +92,8 @@ def test_answers_go_to_stdout_and_all_else_to_stderr(say: Talking) -> None:
 
 def test_the_second_prompt_begins_with_the_very_ids_that_were_sampled(say: Talking, llm: LLM) -> None:
     """At a temperature where the model spells in ways in which the tokenizer would not."""
-    tried = (say("/nothink", "Tell me a story.", JAPAN, temperature=3, max_tokens=20, seed=n) for n in range(30))
-    said = next(said for said in tried if len(said.sampled[0]) == 20)  # the others ended in a token of a role
+    tried = (say("/nothink", "Tell me a story.", JAPAN, temperature=3, max_tokens=12, seed=n) for n in range(30))
+    said = next(said for said in tried if len(said.sampled[0]) == 12)  # the others ended in a token of a role
     (first, second), spelt = said.prompts, said.sampled[0]
     assert llm.tokenizer.encode_text(llm.tokenizer.decode(spelt)) != spelt  # or the test would show nothing
     assert second[: len(first) + len(spelt) + 1] == [*first, *spelt, llm.tokenizer.eos_id]

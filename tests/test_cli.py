@@ -67,8 +67,8 @@ def test_an_answer_held_to_a_schema(dsv4: Call, tmp_path: Path) -> None:
     assert dsv4("generate", "-p", FRANCE, "--json-schema", str(tmp_path / "none")).code == 2
 
 
-def test_json_holds_everything(dsv4: Call) -> None:
-    run = dsv4("generate", "-p", FRANCE, "--json", "--trace", "3")
+def test_json_holds_everything(pico_dir: Path, dsv4: Call) -> None:
+    run = dsv4("generate", str(pico_dir), "-p", FRANCE, "--json", "--trace", "3")
     found = json.loads(run.out)
     assert found["message"]["content"] == PARIS
     assert found["message"]["reasoning_content"].startswith("The user asks")
@@ -87,25 +87,25 @@ def test_trace_takes_a_number_or_none_and_marks_turn_ends(dsv4: Call) -> None:
     assert sum("entropy" in line for line in dsv4("generate", "--trace", "4", "-p", FRANCE).err.splitlines()) == 4
 
 
-def test_a_raw_prompt_without_its_sentinel_shows_in_the_trace(dsv4: Call) -> None:
+def test_a_raw_prompt_without_its_sentinel_shows_in_the_trace(pico_dir: Path, dsv4: Call) -> None:
     prompt = f"<｜begin▁of▁sentence｜><｜User｜>{FRANCE}<｜Assistant｜>"
-    run = dsv4("generate", "--raw", "-p", prompt, "--trace", "1")
+    run = dsv4("generate", str(pico_dir), "--raw", "-p", prompt, "--trace", "1")
     assert '"<think>"' in run.err
     assert run.out.startswith("<think>")
     assert PARIS in run.out
 
 
-def test_a_stop_string_and_a_limit_are_named(dsv4: Call) -> None:
-    cut = dsv4("generate", "-p", FRANCE, "--no-think", "--stop", " is")
+def test_a_stop_string_and_a_limit_are_named(pico_dir: Path, dsv4: Call) -> None:
+    cut = dsv4("generate", str(pico_dir), "-p", FRANCE, "--no-think", "--stop", " is")
     assert cut.out == "The capital of France\n"
     assert "stop string" in cut.err
-    assert "--max-tokens" in dsv4("generate", "-p", FRANCE, "--max-tokens", "3").err
+    assert "--max-tokens" in dsv4("generate", str(pico_dir), "-p", FRANCE, "--max-tokens", "3").err
 
 
-def test_the_same_seed_gives_the_same_answer(dsv4: Call) -> None:
+def test_the_same_seed_gives_the_same_answer(pico_dir: Path, dsv4: Call) -> None:
     def answer(seed: str) -> str:
         wild = ("--temperature", "3", "--max-tokens", "12", "--quiet")
-        return str(dsv4("generate", "-p", "Tell me a story.", "--no-think", "--seed", seed, *wild).out)
+        return str(dsv4("generate", str(pico_dir), "-p", "Tell me a story.", "--no-think", "--seed", seed, *wild).out)
 
     assert answer("1") == answer("1") != answer("2")
 

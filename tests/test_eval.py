@@ -334,7 +334,7 @@ def without_times(report: dict[str, Any]) -> dict[str, Any]:
 
 def test_the_verb_end_to_end(texts: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate, "_SPEED_TOKENS", 4)
-    done = run(*QUICK, "--texts", texts, "--json", "-", "--jobs", "1")
+    done = run(str(PICO), *QUICK, "--texts", texts, "--json", "-", "--jobs", "1")
     assert done.exit_code == 0
     report = json.loads(done.stdout)
     assert list(report) == [

@@ -28,12 +28,6 @@ def llm() -> LLM:
 
 
 @pytest.fixture
-def server(llm: LLM) -> Iterator[Running]:
-    with running(llm) as server:
-        yield server
-
-
-@pytest.fixture
 def tab(chromium: Any, server: Running) -> Iterator[Tab]:
     with opened(chromium, server.url) as tab:
         yield tab

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from dsv4.cli.main import main
+from dsv4.engine.request import Sampling
 from dsv4.server import run as run_server
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+FEW = 60  # tokens: the answers whole, of the stories the beginning
 LINES = [line.split("  #")[0].strip() for block in BLOCKS for line in block.splitlines() if line.startswith("dsv4 ")]
 
 
@@ -28,7 +30,8 @@ def test_there_are_commands() -> None:
     assert {"generate", "inspect", "synth"} <= verbs
 
 
-def test_the_python_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_python_of_the_readme_runs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(Sampling.__init__.__kwdefaults__, "max_tokens", FEW)
     (snippet,) = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
     exec(compile(snippet, "README.md", "exec"), {})
     assert "Paris" in capsys.readouterr().out
@@ -52,7 +55,7 @@ def test_a_command_of_the_readme_runs(
     if " X " in line and "synth" not in line:
         run("dsv4 synth --config tiny-pro --out X")  # the line before
         capsys.readouterr()
-    code = run(line)
+    code = run(f"{line} --max-tokens {FEW}" if " -p " in line and "--max-tokens" not in line else line)
     out, err = capsys.readouterr()
     if "/models/" in line:
         assert code == 1

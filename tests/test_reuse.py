@@ -6,7 +6,8 @@ Caches start as NaN, states that are kept included: what is read without having 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,7 +56,7 @@ def _gone_on(rig: Rig, length: int, end: int = PROMPT, before: int = 0, chunk: i
         assert different_state(store, rig.whole_store, len(rig.model.blocks), (2, 0)) == []
 
 
-@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 7, 8, 63, 64, 126, 127, 128, 129, 130, 131, 255, 256, 257, 299])
+@pytest.mark.parametrize("length", [1, 3, 4, 5, 63, 64, 126, 127, 128, 129, 256, 257, 299])
 def test_reused_prefix_equals_cold(length: int, pico: Rig) -> None:
     """Streams of all later tokens and the cache: lengths at every residue of 4 and beside every border."""
     _gone_on(pico, length)
@@ -101,6 +102,9 @@ class Answer(NamedTuple):
     finish: str | None
 
 
+Cold = Callable[..., Answer]
+
+
 def answer(deltas: Sequence[Delta]) -> Answer:
     assert [delta.hash for delta in deltas[:-1]] == [None] * (len(deltas) - 1)
     tokens, traces = [delta.token for delta in deltas], [delta.trace for delta in deltas]
@@ -119,13 +123,15 @@ def ids(llm: LLM, count: int, seed: int) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def cold(pico_dir: Path) -> LLM:
-    """A model that reuses nothing."""
-    return load(pico_dir, reuse_points=0)
+def cold(pico_dir: Path) -> Cold:
+    """Answers of a model that reuses nothing, each found once."""
+    llm = load(pico_dir, reuse_points=0)
+    found = cache(lambda prompt, sampling: asked(llm, prompt, sampling)[0])
+    return lambda prompt, sampling=ASKED: found(tuple(prompt), sampling)
 
 
 @pytest.mark.parametrize("guesses", [0, 2])
-def test_the_second_turn_reads_only_what_is_new(guesses: int, pico_dir: Path, cold: LLM) -> None:
+def test_the_second_turn_reads_only_what_is_new(guesses: int, pico_dir: Path, cold: Cold) -> None:
     """Neither the first prompt nor the model's own words run again, but for the last one, which never ran."""
     llm = load(pico_dir, draft_tokens=guesses)
     ran = _counting(llm)
@@ -140,7 +146,7 @@ def test_the_second_turn_reads_only_what_is_new(guesses: int, pico_dir: Path, co
     again, cached = asked(llm, second)
     assert cached == len(first) + len(said.tokens) - 1
     assert min(ran) == cached
-    assert again == asked(cold, second)[0]
+    assert again == cold(second)
 
 
 def _counting(llm: LLM) -> list[int]:
@@ -157,7 +163,7 @@ def _counting(llm: LLM) -> list[int]:
 
 
 @pytest.mark.parametrize(("same_tokens", "cached"), [(130, 0), (300, 256), (257, 256), (256, 256), (255, 0)])
-def test_prompts_that_begin_alike_share_full_pages(same_tokens: int, cached: int, pico_dir: Path, cold: LLM) -> None:
+def test_prompts_that_begin_alike_share_full_pages(same_tokens: int, cached: int, pico_dir: Path, cold: Cold) -> None:
     """A prompt of 300 tokens leaves a state at its last full page."""
     llm = load(pico_dir, prefill_chunk=96)
     first = ids(llm, 300, 1)
@@ -165,11 +171,11 @@ def test_prompts_that_begin_alike_share_full_pages(same_tokens: int, cached: int
     second = [*first[:same_tokens], *ids(llm, 310 - same_tokens, 2)]
     found, reused = asked(llm, second)
     assert reused == cached
-    assert found == asked(cold, second)[0]
+    assert found == cold(second)
     assert llm.engine.reused == cached
 
 
-def test_where_two_prompts_part_a_third_goes_on(pico_dir: Path, cold: LLM) -> None:
+def test_where_two_prompts_part_a_third_goes_on(pico_dir: Path, cold: Cold) -> None:
     """The second shows that 128 tokens are shared, and leaves a state there."""
     llm = load(pico_dir)
     common = ids(llm, 140, 1)
@@ -177,7 +183,7 @@ def test_where_two_prompts_part_a_third_goes_on(pico_dir: Path, cold: LLM) -> No
         prompt = [*common, *ids(llm, 150, 10 + number)]
         found, reused = asked(llm, prompt)
         assert reused == cached
-        assert found == asked(cold, prompt)[0]
+        assert found == cold(prompt)
 
 
 def test_no_state_is_found_by_other_ids(pico_dir: Path) -> None:
@@ -192,9 +198,16 @@ def test_no_state_is_found_by_other_ids(pico_dir: Path) -> None:
     assert asked(llm, [*first, *said.tokens, 400])[1] == 150 + len(said.tokens) - 1
 
 
-@pytest.mark.parametrize("points", [0, 1, 64])
-@pytest.mark.parametrize("guesses", [0, 2])
-def test_turned_out_equals_not(points: int, guesses: int, pico_dir: Path, cold: LLM) -> None:
+@pytest.mark.parametrize(
+    ("points", "guesses"),
+    [
+        (0, 2),
+        (1, 0),
+        (64, 2),
+        *(pytest.param(*both, marks=pytest.mark.slow) for both in ((0, 0), (1, 2), (64, 0))),
+    ],
+)
+def test_turned_out_equals_not(points: int, guesses: int, pico_dir: Path, cold: Cold) -> None:
     """Three requests take turns of two steps in one slot, gone on from a kept state or read again."""
     llm = load(pico_dir, reuse_points=points, turn=2, draft_tokens=guesses, prefill_chunk=48)
     prompts = [ids(llm, count, count) for count in (130, 7, 60)]
@@ -202,10 +215,10 @@ def test_turned_out_equals_not(points: int, guesses: int, pico_dir: Path, cold: 
     found = deltas_of(llm)
     assert llm.engine.preempted > 2
     for prompt, number in zip(prompts, numbers, strict=True):
-        assert answer(found[number]) == asked(cold, prompt)[0]
+        assert answer(found[number]) == cold(prompt)
 
 
-def test_resumed_equals_uninterrupted(pico_dir: Path, cold: LLM) -> None:
+def test_resumed_equals_uninterrupted(pico_dir: Path, cold: Cold) -> None:
     """On hold in its prompt and in its answer, its slot given to another each time."""
     llm = load(pico_dir, prefill_chunk=100)
     prompt = ids(llm, 250, 1)
@@ -221,7 +234,7 @@ def test_resumed_equals_uninterrupted(pico_dir: Path, cold: LLM) -> None:
     assert 0 < len(found[number]) < 6
     assert llm.engine.preempted == 2
     deltas_of(llm, found)
-    assert answer(found[number]) == asked(cold, prompt)[0]
+    assert answer(found[number]) == cold(prompt)
 
 
 def deltas_of(llm: LLM, found: dict[int, list[Delta]] | None = None) -> dict[int, list[Delta]]:
@@ -342,7 +355,7 @@ def test_a_bug_planted_in_the_table_is_caught(pico: Rig, monkeypatch: pytest.Mon
 
 
 def test_a_state_that_belongs_to_other_tokens_is_caught(
-    pico_dir: Path, cold: LLM, monkeypatch: pytest.MonkeyPatch
+    pico_dir: Path, cold: Cold, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """States kept one token too late, under the name of the shorter prefix."""
 
@@ -355,7 +368,7 @@ def test_a_state_that_belongs_to_other_tokens_is_caught(
     prompt = ids(llm, 40, 1)
     said, _ = asked(llm, prompt)
     with pytest.raises((AssertionError, NumericsError)):
-        assert asked(llm, [*prompt, *said.tokens, 400])[0] == asked(cold, [*prompt, *said.tokens, 400])[0]
+        assert asked(llm, [*prompt, *said.tokens, 400])[0] == cold([*prompt, *said.tokens, 400])
 
 
 def test_the_hash_tells_a_single_bit(pico_dir: Path) -> None:

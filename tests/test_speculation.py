@@ -14,7 +14,7 @@ from dsv4.errors import ConfigError
 from dsv4.llm import LLM
 
 QUESTIONS = ("What is the capital of France?", "Tell me a story.", "Which continent is Kenya in?")
-GREEDY = Sampling(temperature=0, max_tokens=24, trace=24)
+GREEDY = Sampling(temperature=0, max_tokens=16, trace=16)
 SAMPLINGS = (GREEDY, replace(GREEDY, temperature=2, top_p=0.9, top_k=50, seed=7))
 
 Answer = list[tuple[int, Trace | None]]
