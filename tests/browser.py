@@ -21,6 +21,7 @@ from tests.serving import Running, dictated, until
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright (pip install 'dsv4[test]')")
 expect = playwright.expect
 
+THOUGHT = "I know this one.</think>It is **Paris**."  # what most of its tests have said
 FLAGS = [  # without them it would look for the network
     "--disable-background-networking",
     "--disable-component-update",

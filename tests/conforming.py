@@ -90,6 +90,13 @@ def with_fault(server: Running, case: str, **changes: Any) -> Verdict:
         config.loaded_app = app
 
 
+def caught(server: Running, case: str, **changes: Any) -> None:
+    """The case passes, and with this fault it fails and says what came and what should have come."""
+    assert with_fault(server, case).verdict == "pass"
+    found = with_fault(server, case, **changes)
+    assert (found.verdict, bool(found.got), bool(found.wanted)) == ("FAIL", True, True)
+
+
 def swap(old: str, new: str) -> Change:
     return lambda body: body.replace(old.encode(), new.encode())
 

@@ -14,12 +14,9 @@ from dsv4.config import EngineOptions
 from dsv4.llm import LLM
 from dsv4.server.static import FILES, FOLDER
 from tests import PICO
-from tests.browser import Tab, ending, expect, opened, paced
+from tests.browser import THOUGHT, Tab, ending, expect, opened, paced
 from tests.serving import Running, dictated, running, until
 from tests.test_server_tools import ARGUMENTS, BOTH, TOOLS, block, invoke, parameter
-
-THOUGHT = "I know this one.</think>It is **Paris**."
-CANARY = "<img src=x onerror='window.hit=1'><script>window.hit=2</script><a href='javascript:window.hit=3'>here</a>"
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,10 @@ import pytest
 from dsv4.config import EngineOptions
 from dsv4.llm import LLM
 from tests import PICO
-from tests.browser import Tab, cut, ending, expect, opened, paced
+from tests.browser import THOUGHT, Tab, cut, ending, expect, opened, paced
 from tests.serving import Running, dictated, running
 from tests.test_server_tools import TOOLS, block, invoke, parameter
 
-THOUGHT = "I know this one.</think>It is **Paris**."
 CANARY = "<img src=x onerror='window.hit=1'><script>window.hit=2</script><a href='javascript:window.hit=3'>here</a>"
 
 

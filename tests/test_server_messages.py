@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import anthropic
@@ -26,19 +25,13 @@ from tests.messages import (
     streamed,
     total,
 )
-from tests.serving import FRANCE, OFF, STORY, Running, changed, dictated, running
+from tests.serving import FRANCE, OFF, STORY, Running, changed, dictated
 from tests.test_server_tools import ARGUMENTS, BOTH, PARIS, block, invoke, parameter
 
 
 @pytest.fixture(scope="module")
 def llm() -> LLM:
     return LLM.load(PICO, EngineOptions(max_sequences=2, max_context=1024, draft_tokens=0))
-
-
-@pytest.fixture(scope="module")
-def server(llm: LLM) -> Iterator[Running]:
-    with running(llm, queue=0, body=20000) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

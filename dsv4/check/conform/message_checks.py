@@ -101,6 +101,12 @@ def input_tokens(got: Got) -> int:
     return int(at(usage, "input_tokens")) + sum(usage.get(name) or 0 for name in cached)
 
 
+def _uncut(got: Got) -> None:
+    """Unclear if it was cut: what was asked for may have been in what is missing."""
+    if message(got)["stop_reason"] == "max_tokens":
+        raise Unclear(CUT)
+
+
 # --- checks ------------------------------------------------------------------------------------------------------
 
 
@@ -159,8 +165,7 @@ def thought(got: Got) -> None:
 def used(got: Got) -> None:
     """Tools are used, as many as may be, each under a name of its own. Unclear if none is."""
     uses = blocks(got, "tool_use")
-    if message(got)["stop_reason"] == "max_tokens":
-        raise Unclear(CUT)
+    _uncut(got)
     if not uses:
         raise Unclear("the model used no tool")
     want(len({use["id"] for use in uses}) == len(uses), [use["id"] for use in uses], "an id for each tool_use")
@@ -179,8 +184,7 @@ def unused(got: Got) -> None:
 
 def held(got: Got) -> None:
     """The text is JSON of the schema that was asked for."""
-    if message(got)["stop_reason"] == "max_tokens":
-        raise Unclear(CUT)
+    _uncut(got)
     of_schema("".join(block["text"] for block in blocks(got, "text")))
 
 

@@ -107,6 +107,12 @@ def spoken(got: Got) -> Any:
     return output, said["status"], said["incomplete_details"], counts
 
 
+def _uncut(got: Got) -> None:
+    """Unclear if it was cut: what was asked for may have been in what is missing."""
+    if response(got)["status"] == "incomplete":
+        raise Unclear(CUT)
+
+
 # --- checks ------------------------------------------------------------------------------------------------------
 
 
@@ -187,8 +193,7 @@ def silent(got: Got) -> None:
 
 def called(got: Got) -> None:
     """Functions are called, as many as may be, each under a name of its own. Unclear if none is."""
-    if response(got)["status"] == "incomplete":
-        raise Unclear(CUT)
+    _uncut(got)
     found = items(got, "function_call")
     if not found:
         raise Unclear("the model did not call")
@@ -252,13 +257,11 @@ def logprobs(got: Got) -> None:
 
 def held(got: Got) -> None:
     """The text is JSON of the schema that was asked for."""
-    if response(got)["status"] == "incomplete":
-        raise Unclear(CUT)
+    _uncut(got)
     of_schema(text(got))
 
 
 def json_text(got: Got) -> None:
     """The text is a JSON object."""
-    if response(got)["status"] == "incomplete":
-        raise Unclear(CUT)
+    _uncut(got)
     parsed(text(got).encode())
