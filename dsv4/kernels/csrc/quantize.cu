@@ -43,7 +43,7 @@ struct Tops {
   __device__ void write(const float (&v)[V][8], const Place& at, int row, bool live, u32 (&tops)[32]) const {
     u32 own = 0;
 #pragma unroll
-    for (int i = 0; i < V; i++) own = max(own, Nvfp4::amax(v[i]));
+    for (int i = 0; i < V; i++) own = max(own, Nvfp4::counted(Nvfp4::block_max(v[i])));
     own = row_max(own, at, tops);
     if (live && at.warp == 0 && at.lane == 0) top[row] = own;
   }
