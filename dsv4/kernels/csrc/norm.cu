@@ -57,8 +57,9 @@ struct Normed {
       for (int j = 0; j < 8; j++) w[j] = kept[j];
       if constexpr (V > 1) weights(w, at.column(i));
 #pragma unroll
-      for (int j = 0; j < 8; j++) v[i][j] = rounded<T>(w[j] * (v[i][j] * factor));
-      if (live) store8(y + static_cast<i64>(row) * n + at.column(i), v[i], n - at.column(i), wide);
+      for (int j = 0; j < 8; j++) v[i][j] = w[j] * (v[i][j] * factor);
+      const Raw8<T> raw = rounded8<T>(v[i]);
+      if (live) store8(y + static_cast<i64>(row) * n + at.column(i), raw, n - at.column(i), wide);
     }
   }
 };
@@ -82,19 +83,16 @@ struct Normed {
 #define NORMS(T, V, BOUNDS)                 \
   NORM(T, V, BOUNDS)                        \
   NORM_QUANT(T, V, BOUNDS, fp8_row, Fp8Row) \
-  NORM_QUANT(T, V, BOUNDS, mxfp4, Mxfp4<T>)
+  NORM_QUANT(T, V, BOUNDS, mxfp4, Mxfp4<T>) \
+  NORM_QUANT(T, V, BOUNDS, nvfp4, Nvfp4)
 
-// Two blocks of 512 threads on a multiprocessor leave 64 registers each; NVFP4, which divides, needs more.
+// Two blocks of 512 threads on a multiprocessor leave 64 registers each.
 NORMS(bf16, 1, (1024))
 NORMS(bf16, 2, (512, 2))
 NORMS(float, 1, (1024))
 NORMS(float, 2, (512, 1))
 NORM(bf16, 4, (512, 1))
 NORM(float, 4, (512, 1))
-NORM_QUANT(bf16, 1, (1024), nvfp4, Nvfp4)
-NORM_QUANT(bf16, 2, (512, 1), nvfp4, Nvfp4)
-NORM_QUANT(float, 1, (1024), nvfp4, Nvfp4)
-NORM_QUANT(float, 2, (512, 1), nvfp4, Nvfp4)
 
 // One warp a head: x has rows of n at token * token_stride + head * head_stride, y is contiguous.
 template <class T, int V>
