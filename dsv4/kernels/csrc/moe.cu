@@ -4,7 +4,7 @@
 // Floor   at 3.0 TB/s: 28 us to FP8, 25 us to FP4.
 // Tried   as norm.cu. With IEEE division in place of the reciprocal: 39 us to FP8.
 // Measured on an H100: 31 us to FP8, 34 to MXFP4, 52 to NVFP4 by row. The first two then spilled 16 and 8 bytes a
-//         thread, which they do no longer; not measured since.
+//         thread, which they do no longer, and the last was bound by instructions (see norm.cu); not measured since.
 //
 // arch: sm_90a sm_100a sm_103a sm_120a
 #include "common/rows.cuh"

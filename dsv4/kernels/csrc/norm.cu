@@ -3,7 +3,8 @@
 // Moves   8,192 x 4096 BF16: reads 64 MiB, writes 64 MiB, with FP8 32 MiB and 0.25 MiB of scales more.
 // Floor   at 3.0 TB/s: 45 us alone, 56 us with FP8, 50 us with FP4. One row: latency, about 2 us.
 // Tried   one and two chunks a warp, 512 to 2,048 threads on a multiprocessor (bench/row_forms.py); next row early.
-// Measured on an H100: 51 us alone, 64 with FP8, 59 with MXFP4; 83 with NVFP4 by row, which is bound by instructions.
+// Measured on an H100: 51 us alone, 64 with FP8, 59 with MXFP4; 83 with NVFP4 by row when its codes were made by
+//         shifts and its scales by divisions with branches: 924 instructions a warp and turn, now 793; not measured since.
 //         One row: 1.6, 1.8, 1.9 and 3.1 us.
 //
 // arch: sm_90a sm_100a sm_103a sm_120a
@@ -34,9 +35,9 @@ struct Normed {
 
   __device__ void load(Raw (&raw)[V], const Place& at, int row) const {
     const bool wide = aligned(x, stride * static_cast<int>(sizeof(T)), 16);
+    const T* const from = opaque(x + static_cast<i64>(row) * stride);
 #pragma unroll
-    for (int i = 0; i < V; i++)
-      raw[i] = load8(x + static_cast<i64>(row) * stride + at.column(i), n - at.column(i), wide);
+    for (int i = 0; i < V; i++) raw[i] = load8(from + at.column(i), n - at.column(i), wide);
   }
 
   __device__ void widened(float (&v)[V][8], const Raw (&raw)[V]) const {

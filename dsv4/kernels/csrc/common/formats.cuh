@@ -138,9 +138,11 @@ struct Nvfp4 {
     float x[8], size = __uint_as_float(amax), sixth = quotient(size, 6.0f, 1.0f / 6.0f);
 #pragma unroll
     for (int i = 0; i < 8; i++) x[i] = v[i];
-    // A power of two brings scales of unusual size to where no division can overflow or lose bits.
-    const float lift = total < 0x1p-60f ? 0x1p64f : total > 0x1p60f ? 0x1p-64f : 1.0f, by = total * lift;
-    if (lift != 1.0f) {
+    float lift = 1.0f, by = total;
+    constexpr u32 LEAST = (127 - 60) << 23, MOST = (127 + 60) << 23;  // 2^-60 and 2^60
+    if (__float_as_uint(total) - LEAST > MOST - LEAST) {
+      // A power of two brings scales of unusual size to where no division can overflow or lose bits.
+      lift = total < 1.0f ? 0x1p64f : 0x1p-64f, by *= lift;
       sixth = size / 6.0f * lift, size *= lift;
 #pragma unroll
       for (int i = 0; i < 8; i++) x[i] *= lift;
@@ -157,7 +159,7 @@ struct Nvfp4 {
     float scaled[8];
 #pragma unroll
     for (int i = 0; i < 8; i++) scaled[i] = over(x[i]);
-    const u32 word = broken ? 0 : e2m1x8<false>(scaled, v);
+    const u32 word = broken ? 0 : e2m1x8<false>(scaled, x);
     if (column >= to.n) return;
     store_nibbles(to, row, column, word);
     const int blocks = (to.n + BLOCK - 1) / BLOCK;

@@ -54,7 +54,7 @@ __device__ __forceinline__ float square_sum(const float (&v)[8]) {
 
 __device__ __forceinline__ float ordered_sum(const float* parts, int count) {
   float sum = 0;
-#pragma unroll 4
+#pragma unroll 8
   for (int i = 0; i < count; i++) sum += parts[i];
   return sum;
 }
