@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dsv4.check import verify
 from dsv4.check.cases import cases
 from dsv4.check.contract import Case, Verdict, judge
 from dsv4.check.fences import GUARD, Allocations, fence, fenced, transform
@@ -17,6 +18,7 @@ from dsv4.check.metrics import EXACT, METRICS, Bound, Leaf, differing, distance,
 from dsv4.errors import KernelError
 from dsv4.ops.mhc import Mixed
 from dsv4.ops.norm import rms_norm
+from dsv4.ops.op import Implementation
 from dsv4.ops.quantize import quantize
 from dsv4.quant.formats import FP8_ROW, MXFP4, NVFP4
 
@@ -221,9 +223,28 @@ def test_an_implementation_may_refuse_where_the_case_says_so() -> None:
     refused = judge(norm_case(), normed, accepts=lambda *given: "too narrow")
     assert [(v.check, v.leaf, v.ok) for v in refused] == [("accepts", "too narrow", False)]
     assert [v.ok for v in judge(norm_case(refusable=True), normed, accepts=lambda *given: "too narrow")] == [True]
-    special = judge(norm_case(), normed, "cluster", accepts=lambda *given: "too many tokens")
+    special = judge(norm_case(), normed, "cluster", accepts=lambda *given: "too many tokens", spare=True)
     assert [(v.check, v.leaf, v.ok) for v in special] == [("accepts", "too many tokens", True)]
     assert wrong(judge(norm_case(), normed, accepts=lambda *given: None)) == set()
+
+
+def test_a_case_that_every_kernel_refuses_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that a single kernel takes is not: the others are shown as refusing."""
+    verify.prepare()
+
+    def verdicts(refusals: Mapping[str, str | None], **changes: Any) -> list[tuple[str, str, bool]]:
+        found = {name: Implementation(lambda *given, why=why: why, normed) for name, why in refusals.items()}
+        monkeypatch.setattr(rms_norm, "implementations", found)
+        monkeypatch.setattr(verify, "implementations", lambda op, device: dict.fromkeys(refusals, normed))
+        pairs = verify.check([norm_case(**changes)], torch.device("cpu"))
+        return [(v.implementation, v.leaf, v.ok) for judged in pairs for v in judged if v.check == "accepts"]
+
+    assert verdicts({"fused": None, "cluster": "too many"}) == [("cluster", "too many", True)]
+    assert verdicts({"fused": "narrow", "cluster": None}) == [("fused", "narrow", True)]
+    refused = {"fused": "narrow", "cluster": "too many"}
+    assert [ok for _, _, ok in verdicts(refused)] == [False, False]
+    assert [ok for _, _, ok in verdicts(refused, refusable=True)] == [True, True]
+    assert [ok for _, _, ok in verdicts({"cluster": "too many"})] == [False]
 
 
 def test_the_reference_itself_is_held_against_the_oracle_alone() -> None:

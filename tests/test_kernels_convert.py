@@ -81,18 +81,18 @@ def test_every_byte_is_widened_as_the_formats_say(run: Run) -> None:
 
 
 def test_the_quotient_has_the_code_of_the_one_that_ieee_rounds(run: Run, seed: int) -> None:
-    """Around the ties of E2M1, near them, anywhere, and for steps of every size."""
+    """Around the ties of E2M1, near them, anywhere, and far above, for steps as far from 1 as they may be."""
     draw = torch.Generator().manual_seed(seed)
     count = 100_000
     mantissa = 1 + torch.randint(0, 1 << 23, (count,), generator=draw) * 2.0**-23
     mantissa[:1000] = 2 - 2.0**-23  # the one for which theorems make exceptions
-    step = mantissa * torch.exp2(torch.randint(-135, 120, (count,), generator=draw).double()).float()
+    step = mantissa * torch.exp2(torch.randint(-79, 99, (count,), generator=draw).double()).float()
     ties = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, 6.0])
     exact = ties[torch.randint(0, 8, (count,), generator=draw)] * step
     near = (exact.view(torch.int32) + torch.randint(-2, 3, (count,), generator=draw).int()).view(torch.float32)
     anywhere = step * torch.randn(count, generator=draw) * 3
-    odd = torch.tensor([0.0, 1e-45, 3e38])[torch.randint(0, 3, (count,), generator=draw)]
-    for x in (near, -near, anywhere, odd, -odd):
-        found = torch.zeros(count)
+    odd = torch.tensor([0.0, 1e-45])[torch.randint(0, 2, (count,), generator=draw)]
+    for x in (near, -near, anywhere, odd, -odd, step * 1e6):
+        found = torch.zeros(count, dtype=torch.int32)
         run("divided", -(-count // 256), x, step, found, count)
-        assert torch.equal(e2m1.e2m1_encode(found), e2m1.e2m1_encode(x / step))
+        assert torch.equal(found, e2m1.e2m1_encode(x / step).int())

@@ -18,6 +18,7 @@ from dsv4.kernels.launch import KERNELS
 from dsv4.kernels.rows import NAMES
 from dsv4.ops.norm import rms_norm
 from dsv4.ops.quantize import quantize
+from dsv4.quant.formats import NVFP4
 from tests import shim
 from tests.devices import normal
 from tests.shim.build import build, kernels, library
@@ -76,6 +77,25 @@ def test_a_long_row(case: Case) -> None:
     with shim.machine():
         verdicts = judge(case, case.op.implementations["fused"].run)
     assert [verdict for verdict in verdicts if not verdict.ok] == []
+
+
+SIZES = (-130, -90, -61, -60, -59, -1, 0, 59, 60, 61, 100, 110)  # of a given scale and of the numbers, as powers of two
+
+
+@pytest.mark.parametrize("dtype", NAMES)
+def test_a_given_scale_of_any_size(dtype: torch.dtype, seed: int) -> None:
+    """Ties, zeros with signs, and numbers that a scale is much too large or too small for."""
+    draw = torch.Generator().manual_seed(seed)
+    ties = torch.randint(-26, 27, (2, 64), generator=draw) / 4
+    numbers = torch.cat((torch.randn(2, 64, generator=draw), ties, torch.tensor([[0.0, -0.0] * 32])))
+    with shim.machine():
+        for size in SIZES:
+            x = (numbers.double() * 2.0**size).to(dtype)
+            for total in (torch.tensor(mantissa * 2.0**power) for power in SIZES for mantissa in (1.0, 1.7)):
+                found = quantize.implementations["fused"].run(x, NVFP4, total)
+                wanted = quantize.reference(x, NVFP4, total)
+                assert torch.equal(found.data, wanted.data), (size, total)
+                assert torch.equal(found.scale.view(torch.uint8), wanted.scale.view(torch.uint8)), (size, total)
 
 
 def test_every_kernel_runs_in_a_case(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,17 +103,17 @@ def judge(
     twin: Run | None = None,
     accepts: Callable[..., str | None] | None = None,
     given: Arguments | None = None,
+    spare: bool = False,
 ) -> list[Verdict]:
     """Judge one function of the op's signature.
 
-    twin: another one, whose results are the same to the last bit. accepts: asked first, where there is one; a kernel of
-    another name than "fused" is for some shapes and may refuse the others.
-    given: the arguments of the case, where they are made already.
+    twin: another one, whose results are the same to the last bit. accepts: asked first, where there is one.
+    given: the arguments of the case, where they are made already. spare: another kernel takes them, so this may refuse.
     """
     judged = _Judged(case, run, implementation, device, given)
     refused = accepts(*judged.given) if accepts else None
     if refused:
-        why = "" if case.refusable or implementation != "fused" else "refused"
+        why = "" if case.refusable or spare else "refused"
         return [judged.said("accepts", refused, Distance("refused", 0, 0, why))]
     try:
         return list(judged.verdicts(twin))

@@ -56,14 +56,20 @@ def _chosen(op: Op[..., Any], choice: str, *args: Any) -> Any:
 
 
 def check(cases: Sequence[Case], device: torch.device) -> Iterator[list[Verdict]]:
-    """The judgement of every case by every implementation: one list for each pair."""
+    """The judgement of every case by every implementation: one list for each pair.
+
+    A kernel may refuse what another one takes; where all of them refuse, each is wrong unless the case is refusable.
+    """
     prepare()
     for case in cases:
         given = placed(case.make(), device)
-        for name, run in implementations(case.op, device).items():
-            kernel = name not in ("auto", "reference", "unfused")
-            accepts = case.op.implementations[name].accepts if kernel else None
-            yield judge(case, run, name, device, twin(case.op) if kernel else None, accepts, given)
+        runs = implementations(case.op, device)
+        named = runs.keys() - {"auto", "reference", "unfused"}
+        kernel = {name: case.op.implementations[name].accepts for name in named}
+        takes = {name for name, accepts in kernel.items() if not accepts(*given)}
+        for name, run in runs.items():
+            beside = twin(case.op) if name in kernel else None
+            yield judge(case, run, name, device, beside, kernel.get(name), given, bool(takes - {name}))
 
 
 def unseen(cases: Sequence[Case], device: torch.device) -> dict[str, list[str]]:

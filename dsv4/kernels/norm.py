@@ -22,7 +22,7 @@ from dsv4.kernels.rows import (
     stored_rows,
 )  # fmt: skip
 from dsv4.ops.norm import rms_norm, rms_norm_quant, unit_rms
-from dsv4.quant.formats import FP8_ROW, MXFP4, NVFP4, Format
+from dsv4.quant.formats import Format
 from dsv4.quant.rows import GlobalScale
 from dsv4.quant.tensor import QTensor
 
@@ -40,17 +40,17 @@ _QUANT: Final = {
 _UNIT: Final = {(t, v): Kernel("norm.cu", f"unit_rms_{NAMES[t]}_{v}", "p l l i i i f p") for t in NAMES for v in (1, 2)}
 
 
-def _chunks(rows: int, n: int, fmt: Format | None = None) -> int:
+def _chunks(rows: int, n: int) -> int:
     if n > 8192:
         return 4
-    return 1 if rows <= FEW or n <= 256 or (fmt is NVFP4 and n > 4096) else 2
+    return 1 if rows <= FEW or n <= 256 else 2
 
 
 def threads(fmt: Format | None, dtype: torch.dtype) -> int:
     """That a multiprocessor is asked to hold at once of the kernel for many rows; bench/row_forms.py compares."""
     if dtype == torch.float32:
         return THREADS // 2
-    return THREADS if fmt in (FP8_ROW, MXFP4) else 2 * THREADS
+    return THREADS if fmt else 2 * THREADS
 
 
 def _refuse(x: Tensor, weight: Tensor, eps: float) -> str | None:
@@ -83,7 +83,7 @@ def _norm_quant(
     y = torch.empty(rows, n, dtype=x.dtype, device=x.device)
     need_vector(weight, "weight", n, x.device)
     stored, places = stored_rows(rows, n, fmt, scale, x.device)
-    grid, block, slots, warps, chunks = shape_rows(x, _chunks(rows, n, fmt), threads(fmt, x.dtype))
+    grid, block, slots, warps, chunks = shape_rows(x, _chunks(rows, n), threads(fmt, x.dtype))
     kernel = _QUANT[fmt, x.dtype, chunks]
     kernel(grid, block, x, x.stride(0), weight, eps, y, rows, n, slots, warps, *places, pdl=True)
     return y, stored

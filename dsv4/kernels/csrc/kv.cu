@@ -1,9 +1,11 @@
 // Keys and values into the bytes of their cache and back: norm, RoPE, FP8 per 64, one warp a token.
 //
 // Moves   8,192 tokens of 512 BF16: reads 8 MiB of vectors and 4 MiB of rotations, writes 4.6 MiB. Back: 4.6 in, 8 out.
-// Floor   at 3.0 TB/s: 6 us; it all fits the second cache. One token: latency, about 2 us.
-// Tried   one warp a token, 8 tokens a block.
-// Measured on an H100: 9.7 us (0.61 of a copy), back 5.5; one token 2.0 and 1.4.
+// Floor   at 3.0 TB/s: 6 us; it all fits the second cache. In sectors 4 % more: a row is 18, and its scales a part of one,
+//         which the second cache puts together with those of its neighbours. One token: latency, about 2 us.
+// Tried   one warp a token, 4 tokens a block.
+// Measured on an H100, loading row number, vector and rotation one after the other: 9.7 us (0.61 of a copy), back 5.5; one
+//         token 2.0 and 1.4. Loading them together: not measured yet.
 //
 // The row's bytes: dsv4/quant/kv_rows.py. n and dims are multiples of eight, and so is every address in a page.
 //
@@ -43,27 +45,40 @@ __device__ __forceinline__ void write_kv(const Heads<T>& kv, const float* weight
   for (int i = 0; i < V; i++) load8_shared(w[i], weight + at.column(i), kv.n - at.column(i), aligned(weight, 0, 16));
   pdl_wait();
   if (!at.live) return;
+  // All that a lane needs is on its way before it waits for any of it.
+  const int first = kv.n - turn.dims;
   const i64 to = rows[at.row];
+  Raw8<T> raw[V];
+  at.load<V>(raw, kv);
+  Angles last;  // of the last chunk, which often has all that is turned
+  const int end = at.column(V - 1);
+  if (end >= first && end < kv.n) last = turn.angles(at.row, end - first);
   if (to < 0) return;  // of the whole warp
   float v[V][8], sum = 0;
-  at.load<V>(v, kv);
+#pragma unroll
+  for (int i = 0; i < V; i++) widen(raw[i], v[i]);
 #pragma unroll
   for (int i = 0; i < V; i++) sum += warp_sum(square_sum(v[i]));
   const float factor = rms_factor(sum, kv.n, eps);
-  const int first = kv.n - turn.dims;
   const CacheRow out(cache, to);
 #pragma unroll
   for (int i = 0; i < V; i++) {
     const int column = at.column(i);
 #pragma unroll
-    for (int j = 0; j < 8; j++) v[i][j] = rounded<T>(w[i][j] * (v[i][j] * factor));
+    for (int j = 0; j < 8; j++) v[i][j] = w[i][j] * (v[i][j] * factor);
+    rounded8<T>(v[i]);
     const bool turned = column >= first && column < kv.n;
     if (turned) {
-      turn.eight<T>(v[i], at.row, column - first);
-      Raw8<bf16> raw;
-      pack(raw, v[i]);
-      uint2* const p = reinterpret_cast<uint2*>(out.row + first + 2 * (column - first));
-      p[0] = make_uint2(raw.words.x, raw.words.y), p[1] = make_uint2(raw.words.z, raw.words.w);
+      turn.eight<T>(v[i], i == V - 1 ? last : turn.angles(at.row, column - first));
+      Raw8<bf16> narrow;
+      pack(narrow, v[i]);
+      u8* const p = out.row + first + 2 * (column - first);
+      if (aligned(p, 0, 16)) {  // half a sector at a time costs twice the stores
+        *reinterpret_cast<uint4*>(p) = narrow.words;
+      } else {
+        reinterpret_cast<uint2*>(p)[0] = make_uint2(narrow.words.x, narrow.words.y);
+        reinterpret_cast<uint2*>(p)[1] = make_uint2(narrow.words.z, narrow.words.w);
+      }
     }
 #pragma unroll
     for (int j = 0; j < 8; j++) v[i][j] = turned ? 0.0f : v[i][j];  // they share no scale with the others
@@ -74,7 +89,7 @@ __device__ __forceinline__ void write_kv(const Heads<T>& kv, const float* weight
 }
 
 #define WRITE_KV(T, V)                                                                                               \
-  extern "C" __global__ void __launch_bounds__(256) write_kv_##T##_##V(                                              \
+  extern "C" __global__ void __launch_bounds__(128) write_kv_##T##_##V(                                              \
       const T* x, i64 stride, int tokens, int n, const float* weight, float eps, const float* cos, const float* sin, \
       int dims, u8* pages, i64 page_bytes, int page_rows, int row_bytes, int scale_bytes, const i64* rows) {         \
     write_kv<T, V>({x, stride, 0, tokens, 1, n}, weight, eps, {cos, sin, dims, false},                               \

@@ -4,7 +4,7 @@
 // Floor   at 3.0 TB/s: 28 us to FP8, 25 us to FP4.
 // Tried   as norm.cu. With IEEE division in place of the reciprocal: 39 us to FP8.
 // Measured on an H100: 31 us to FP8, 34 to MXFP4, 52 to NVFP4 by row. The first two then spilled 16 and 8 bytes a
-//         thread, which they do no longer; not measured since.
+//         thread, which they do no longer, and the last was bound by instructions (see norm.cu); not measured since.
 //
 // arch: sm_90a sm_100a sm_103a sm_120a
 #include "common/rows.cuh"
@@ -20,11 +20,23 @@ __device__ __forceinline__ float reciprocal(float x) {
 #endif
 }
 
-// silu(min(gate, limit)) * clamp(up, -limit, limit); limit 0: no clamp. NaN stays NaN, so no fminf.
+// The smaller one, and the larger one; NaN stays NaN, which fminf takes for a number that is missing.
+__device__ __forceinline__ float smaller(float x, float y) {
+#ifdef __CUDA_ARCH__
+  asm("min.NaN.f32 %0, %0, %1;" : "+f"(x) : "f"(y));
+  return x;
+#else
+  return x > y ? y : x;
+#endif
+}
+
+__device__ __forceinline__ float larger(float x, float y) { return -smaller(-x, -y); }
+
+// silu(min(gate, limit)) * clamp(up, -limit, limit); limit 0: no clamp.
 __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
   if (limit != 0) {
-    gate = gate > limit ? limit : gate;
-    up = up > limit ? limit : up < -limit ? -limit : up;
+    gate = smaller(gate, limit);
+    up = larger(smaller(up, limit), -limit);
   }
   // A sixteenth of the sum has no subnormal reciprocal. Together within 8 units of the last place.
   return gate * 0.0625f * reciprocal(fmaf(expf(-gate), 0.0625f, 0.0625f)) * up;
@@ -70,9 +82,11 @@ struct Gated {
     if (!ROUNDED) return;
     const float w = weight && live ? weight[row] : 1.0f;  // a product with 1 changes nothing
 #pragma unroll
-    for (int i = 0; i < V; i++)
+    for (int i = 0; i < V; i++) {
 #pragma unroll
-      for (int j = 0; j < 8; j++) v[i][j] = rounded<T>(v[i][j] * w);
+      for (int j = 0; j < 8; j++) v[i][j] *= w;
+      rounded8<T>(v[i]);
+    }
   }
 };
 

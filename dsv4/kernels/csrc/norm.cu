@@ -3,7 +3,8 @@
 // Moves   8,192 x 4096 BF16: reads 64 MiB, writes 64 MiB, with FP8 32 MiB and 0.25 MiB of scales more.
 // Floor   at 3.0 TB/s: 45 us alone, 56 us with FP8, 50 us with FP4. One row: latency, about 2 us.
 // Tried   one and two chunks a warp, 512 to 2,048 threads on a multiprocessor (bench/row_forms.py); next row early.
-// Measured on an H100: 51 us alone, 64 with FP8, 59 with MXFP4; 83 with NVFP4 by row, which is bound by instructions.
+// Measured on an H100: 51 us alone, 64 with FP8, 59 with MXFP4; 83 with NVFP4 by row when its codes were made by
+//         shifts and its scales by divisions with branches: 924 instructions a warp and turn, now 793; not measured since.
 //         One row: 1.6, 1.8, 1.9 and 3.1 us.
 //
 // arch: sm_90a sm_100a sm_103a sm_120a
@@ -34,9 +35,9 @@ struct Normed {
 
   __device__ void load(Raw (&raw)[V], const Place& at, int row) const {
     const bool wide = aligned(x, stride * static_cast<int>(sizeof(T)), 16);
+    const T* const from = opaque(x + static_cast<i64>(row) * stride);
 #pragma unroll
-    for (int i = 0; i < V; i++)
-      raw[i] = load8(x + static_cast<i64>(row) * stride + at.column(i), n - at.column(i), wide);
+    for (int i = 0; i < V; i++) raw[i] = load8(from + at.column(i), n - at.column(i), wide);
   }
 
   __device__ void widened(float (&v)[V][8], const Raw (&raw)[V]) const {
@@ -57,8 +58,9 @@ struct Normed {
       for (int j = 0; j < 8; j++) w[j] = kept[j];
       if constexpr (V > 1) weights(w, at.column(i));
 #pragma unroll
-      for (int j = 0; j < 8; j++) v[i][j] = rounded<T>(w[j] * (v[i][j] * factor));
-      if (live) store8(y + static_cast<i64>(row) * n + at.column(i), v[i], n - at.column(i), wide);
+      for (int j = 0; j < 8; j++) v[i][j] = w[j] * (v[i][j] * factor);
+      const Raw8<T> raw = rounded8<T>(v[i]);
+      if (live) store8(y + static_cast<i64>(row) * n + at.column(i), raw, n - at.column(i), wide);
     }
   }
 };
@@ -82,19 +84,16 @@ struct Normed {
 #define NORMS(T, V, BOUNDS)                 \
   NORM(T, V, BOUNDS)                        \
   NORM_QUANT(T, V, BOUNDS, fp8_row, Fp8Row) \
-  NORM_QUANT(T, V, BOUNDS, mxfp4, Mxfp4<T>)
+  NORM_QUANT(T, V, BOUNDS, mxfp4, Mxfp4<T>) \
+  NORM_QUANT(T, V, BOUNDS, nvfp4, Nvfp4)
 
-// Two blocks of 512 threads on a multiprocessor leave 64 registers each; NVFP4, which divides, needs more.
+// Two blocks of 512 threads on a multiprocessor leave 64 registers each.
 NORMS(bf16, 1, (1024))
 NORMS(bf16, 2, (512, 2))
 NORMS(float, 1, (1024))
 NORMS(float, 2, (512, 1))
 NORM(bf16, 4, (512, 1))
 NORM(float, 4, (512, 1))
-NORM_QUANT(bf16, 1, (1024), nvfp4, Nvfp4)
-NORM_QUANT(bf16, 2, (512, 1), nvfp4, Nvfp4)
-NORM_QUANT(float, 1, (1024), nvfp4, Nvfp4)
-NORM_QUANT(float, 2, (512, 1), nvfp4, Nvfp4)
 
 // One warp a head: x has rows of n at token * token_stride + head * head_stride, y is contiguous.
 template <class T, int V>

@@ -3,7 +3,7 @@
 // Moves   8,192 x 4096 BF16 to FP8: reads 64 MiB, writes 32.25 MiB.
 // Floor   at 3.0 TB/s: 34 us to FP8, 28 us to FP4.
 // Tried   as norm.cu.
-// Measured on an H100: 37 us to FP8, 29 to MXFP4, 53 to NVFP4 by row, which is bound by instructions.
+// Measured on an H100: 37 us to FP8, 29 to MXFP4, 53 to NVFP4 by row, which was bound by instructions (see norm.cu).
 //
 // NVFP4 under the whole batch's own scale takes three kernels: the tops of the rows, the scale, the bytes.
 //
@@ -21,9 +21,9 @@ struct Plain {
 
   __device__ void load(Raw (&raw)[V], const Place& at, int row) const {
     const bool wide = aligned(x, stride * static_cast<int>(sizeof(T)), 16);
+    const T* const from = opaque(x + static_cast<i64>(row) * stride);
 #pragma unroll
-    for (int i = 0; i < V; i++)
-      raw[i] = load8(x + static_cast<i64>(row) * stride + at.column(i), n - at.column(i), wide);
+    for (int i = 0; i < V; i++) raw[i] = load8(from + at.column(i), n - at.column(i), wide);
   }
 
   __device__ void widened(float (&v)[V][8], const Raw (&raw)[V]) const {
@@ -43,7 +43,7 @@ struct Tops {
   __device__ void write(const float (&v)[V][8], const Place& at, int row, bool live, u32 (&tops)[32]) const {
     u32 own = 0;
 #pragma unroll
-    for (int i = 0; i < V; i++) own = max(own, Nvfp4::amax(v[i]));
+    for (int i = 0; i < V; i++) own = max(own, Nvfp4::counted(Nvfp4::block_max(v[i])));
     own = row_max(own, at, tops);
     if (live && at.warp == 0 && at.lane == 0) top[row] = own;
   }

@@ -6,8 +6,7 @@
 //     BF16   overflow to infinity, NaN -> 0x7FFF
 //     E4M3   saturates at +-448 (infinities too), NaN -> 0x7F
 //     FP16   of what fits
-//
-// E2M1 has no NaN and no infinity; what is beyond 6 is cut before.
+//     E2M1   saturates at +-6 (infinities too); it has no NaN: NaN becomes anything
 //
 // Bytes: dsv4/quant/e4m3.py, e2m1.py, e8m0.py.
 #pragma once
@@ -77,19 +76,46 @@ __device__ __forceinline__ u32 e4m3x2(float low, float high) {
 
 __device__ __forceinline__ u32 e4m3(float x) { return e4m3x2(x, 0.0f) & 0xFF; }
 
+// Of a byte that is neither negative nor NaN.
+__device__ __forceinline__ float e4m3_size(u32 byte) { return __uint_as_float(byte << 20) * 0x1p120f; }
+
 __device__ __forceinline__ float e4m3_float(u32 byte) {
-  const float size =
-      (byte & 0x7F) == E4M3_NAN ? __uint_as_float(0x7FFFFFFFu) : __uint_as_float((byte & 0x7F) << 20) * 0x1p120f;
+  const float size = (byte & 0x7F) == E4M3_NAN ? __uint_as_float(0x7FFFFFFFu) : e4m3_size(byte & 0x7F);
   return __uint_as_float(__float_as_uint(size) | (byte & 0x80) << 24);
 }
 
-// What numbers are multiplied by before `e2m1x8` narrows them. Without the instruction they pass through FP16 at 2^-14:
-// there its exponents are those of E2M1, and what is below 1 has one step, here as there.
+// What numbers are multiplied by before `e2m1x8` narrows them. Without the instruction, those of few bits pass through FP16
+// at 2^-14: there its exponents are those of E2M1, and what is below 1 has one step, here as there.
 #ifdef HAS_E2M1_INSTRUCTION
+template <bool SHORT>
 constexpr float E2M1_UNIT = 1.0f;
 #else
-constexpr float E2M1_UNIT = 0x1p-14f;
+template <bool SHORT>
+constexpr float E2M1_UNIT = SHORT ? 0x1p-14f : 0.5f;
 #endif
+
+// x + y cut to [0, 1]; NaN becomes 0.
+__device__ __forceinline__ float saturated_sum(float x, float y) {
+#ifdef __CUDA_ARCH__
+  float sum;
+  asm("add.sat.f32 %0, %1, %2;" : "=f"(sum) : "f"(x), "f"(y));
+  return sum;
+#else
+  const float sum = x + y;
+  return sum > 0.0f ? fminf(sum, 1.0f) : 0.0f;
+#endif
+}
+
+// The codes of E2M1 are four steps of a half up to 2, two of one up to 4 and one of two up to 6. So the code of 2 |q| is
+// the sum of three cut numbers, each times its steps and rounded by the addition to a number whose last bit is one: ties
+// go to the even sum, which is the even code, and what is too large ends at 7. Multipliers and adders do all that, which
+// have room where bits are shifted all the time. The code is the sum's lowest bits.
+__device__ __forceinline__ u32 e2m1_sum(float q) {
+  const float size = fabsf(q);
+  float sum = fmaf(saturated_sum(size, 0.0f), 4.0f, 0x1p23f);
+  sum = fmaf(saturated_sum(size, -1.0f), 2.0f, sum);
+  return __float_as_uint(sum + saturated_sum(size, -2.0f));
+}
 
 // FP16 bits of a number below 2^15.
 __device__ __forceinline__ u32 half_bits(float x) {
@@ -107,12 +133,6 @@ __device__ __forceinline__ u32 halfx2(float low, float high) {
 #endif
 }
 
-// x cut to nine significant bits, the last one set if anything was cut: it stays on its side of every tie of E2M1.
-__device__ __forceinline__ float cut_odd(float x) {
-  const u32 bits = __float_as_uint(x);
-  return __uint_as_float((bits | ((bits & 0x7FFF) + 0x7FFF)) & ~0x7FFFu);
-}
-
 template <int BY>
 __device__ __forceinline__ u32 shifted_right(u32 word) {
   return BY < 0 ? word << -BY : word >> BY;
@@ -126,11 +146,14 @@ __device__ __forceinline__ u32 e2m1_of_halves(u32 pair) {
          (shifted_right<12 - 4 * I>(code) & 0x00080008u << 4 * I);
 }
 
-// Eight E2M1 numbers in a word, the first in the lowest nibble, of numbers times E2M1_UNIT whose size is 6 at most.
-// SHORT: they have at most nine significant bits.
+// Eight E2M1 numbers in a word, the first in the lowest nibble, of numbers times E2M1_UNIT, with the signs of `sign`.
+// SHORT: they have at most eleven significant bits, 6 units at most in size, and their own signs.
 template <bool SHORT>
-__device__ __forceinline__ u32 e2m1x8(const float (&x)[8]) {
+__device__ __forceinline__ u32 e2m1x8(const float (&x)[8], const float (&sign)[8]) {
 #ifdef HAS_E2M1_INSTRUCTION
+  float y[8];
+#pragma unroll
+  for (int i = 0; i < 8; i++) y[i] = copysignf(x[i], sign[i]);
   u32 word;
   asm("{\n"
       ".reg .b8 a, b, c, d;\n"
@@ -141,15 +164,23 @@ __device__ __forceinline__ u32 e2m1x8(const float (&x)[8]) {
       "mov.b32 %0, {a, b, c, d};\n"
       "}"
       : "=r"(word)
-      : "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3]), "f"(x[4]), "f"(x[5]), "f"(x[6]), "f"(x[7]));
+      : "f"(y[0]), "f"(y[1]), "f"(y[2]), "f"(y[3]), "f"(y[4]), "f"(y[5]), "f"(y[6]), "f"(y[7]));
   return word;
 #else
-  u32 pairs[4];
+  if constexpr (SHORT) {
+    u32 pairs[4];
 #pragma unroll
-  for (int i = 0; i < 4; i++)
-    pairs[i] = SHORT ? halfx2(x[i], x[i + 4]) : halfx2(cut_odd(x[i]), cut_odd(x[i + 4]));
-  return e2m1_of_halves<0>(pairs[0]) | e2m1_of_halves<1>(pairs[1]) | e2m1_of_halves<2>(pairs[2]) |
-         e2m1_of_halves<3>(pairs[3]);
+    for (int i = 0; i < 4; i++) pairs[i] = halfx2(x[i], x[i + 4]);
+    return e2m1_of_halves<0>(pairs[0]) | e2m1_of_halves<1>(pairs[1]) | e2m1_of_halves<2>(pairs[2]) |
+           e2m1_of_halves<3>(pairs[3]);
+  }
+  u32 codes = 0, signs = 0;
+#pragma unroll
+  for (int i = 7; i >= 0; i--) {
+    codes = codes * 16 + e2m1_sum(x[i]);
+    signs = signs << 4 | __float_as_uint(sign[i]) >> 28;
+  }
+  return (codes - 0x4B000000u * 0x11u) | (signs & 0x88888888u);
 #endif
 }
 

@@ -72,11 +72,11 @@ struct Mxfp4 {
     const u32 amax = group_max<LANES>(largest(v));
     const bool broken = amax >= INFINITY_BITS;
     const u32 byte = scale_byte(amax);
-    const float inverse = __uint_as_float((254 - byte) << 23) * E2M1_UNIT;
+    const float inverse = __uint_as_float((254 - byte) << 23) * E2M1_UNIT<sizeof(T) == 2>;
     float scaled[8];
 #pragma unroll
     for (int i = 0; i < 8; i++) scaled[i] = v[i] * inverse;
-    const u32 word = broken ? 0 : e2m1x8<sizeof(T) == 2>(scaled);
+    const u32 word = broken ? 0 : e2m1x8<sizeof(T) == 2>(scaled, scaled);
     if (column >= to.n) return;
     store_nibbles(to, row, column, word);
     const int blocks = (to.n + BLOCK - 1) / BLOCK;
@@ -84,26 +84,37 @@ struct Mxfp4 {
   }
 };
 
-// x / step times E2M1_UNIT for many x, at most 6 units in size, such that E2M1 makes of it what it makes of the quotient
-// that IEEE division rounds, without its branches: x * (1 / step), corrected once by the exact remainder. Around every tie
-// that is right for all 2^23 mantissas of a step, given that its reciprocal is rounded to nearest.
-// step: positive. Powers of two bring it near 1, so that no step of the computation overflows or loses bits.
-struct Divisor {
-  float up, down, step, reciprocal, top;
+// 1 / x rounded to nearest, for sizes from 2^-100 to 2^100: IEEE division without its branches.
+__device__ __forceinline__ float rounded_reciprocal(float x) {
+#ifdef __CUDA_ARCH__
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return fmaf(-fmaf(x, y, -1.0f), y, y);
+#else
+  return 1.0f / x;
+#endif
+}
 
-  __device__ explicit Divisor(float by) {
-    const float scale = by < 0x1p-64f ? 0x1p64f : 1.0f;
-    const u32 exponent = __float_as_uint(by * scale) >> 23;
-    up = scale * E2M1_UNIT;
-    down = __uint_as_float((254 - min(exponent, 253u)) << 23);
-    step = by * scale * down;
-    reciprocal = 1.0f / step;
-    top = 6.0f * E2M1_UNIT * step;
-  }
+// x / by, rounded as IEEE division rounds, given the rounded reciprocal: two corrections of x * (1 / by), each by the exact
+// remainder (Markstein; the second makes a quotient that is off by less than a unit correct). Nothing may overflow.
+__device__ __forceinline__ float quotient(float x, float by, float reciprocal) {
+  float q = x * reciprocal;
+  q = fmaf(fmaf(-q, by, x), reciprocal, q);
+  return fmaf(fmaf(-q, by, x), reciprocal, q);
+}
+
+// x / step times E2M1_UNIT<false> for many x, such that E2M1 makes of it what it makes of the quotient that IEEE division rounds,
+// but for the sign of a zero: corrected once. Around every tie that is right for all 2^23 mantissas of a step.
+// step: from 2^-80 to 2^100; x: up to 2^20 of them.
+struct Divisor {
+  float step, reciprocal;
+
+  __device__ explicit Divisor(float by)
+      : step(by * (1.0f / E2M1_UNIT<false>)), reciprocal(rounded_reciprocal(by) * E2M1_UNIT<false>) {}
 
   __device__ float operator()(float x) const {
-    const float a = fminf(fabsf(x) * up * down, top), q = a * reciprocal;
-    return copysignf(fmaf(fmaf(-q, step, a), reciprocal, q), x);  // -0 / step
+    const float q = x * reciprocal;
+    return fmaf(fmaf(-q, step, x), reciprocal, q);
   }
 };
 
@@ -112,31 +123,51 @@ struct Nvfp4 {
   static constexpr int BLOCK = 16, LANES = BLOCK / EIGHT;
   static constexpr bool GLOBAL = true;
 
+  // The largest magnitude of a lane's block.
+  __device__ static u32 block_max(const float (&v)[8]) { return group_max<LANES>(largest(v)); }
+
+  // As the row's own scale counts it: a broken block counts as zeros.
+  __device__ static u32 counted(u32 amax) { return amax >= INFINITY_BITS ? 0 : amax; }
+
   __device__ static void store(const float (&v)[8], float total, const Stored& to, int row, int column) {
-    const u32 amax = group_max<LANES>(largest(v));
+    store(v, block_max(v), total, to, row, column);
+  }
+
+  __device__ static void store(const float (&v)[8], u32 amax, float total, const Stored& to, int row, int column) {
     const bool broken = amax >= INFINITY_BITS;
-    const float stored = fmaxf(__uint_as_float(amax) / 6.0f / total, 0x1p-9f);
+    float x[8], size = __uint_as_float(amax), sixth = quotient(size, 6.0f, 1.0f / 6.0f);
+#pragma unroll
+    for (int i = 0; i < 8; i++) x[i] = v[i];
+    float lift = 1.0f, by = total;
+    constexpr u32 LEAST = (127 - 60) << 23, MOST = (127 + 60) << 23;  // 2^-60 and 2^60
+    if (__float_as_uint(total) - LEAST > MOST - LEAST) {
+      // A power of two brings scales of unusual size to where no division can overflow or lose bits.
+      lift = total < 1.0f ? 0x1p64f : 0x1p-64f, by *= lift;
+      sixth = size / 6.0f * lift, size *= lift;
+#pragma unroll
+      for (int i = 0; i < 8; i++) x[i] *= lift;
+    }
+    const float stored = fmaxf(quotient(fminf(sixth, by * 512.0f), by, rounded_reciprocal(by)), 0x1p-9f);
     const u32 byte = e4m3(stored);
-    const float step = e4m3_float(byte) * total;  // what the reader multiplies by
-    const Divisor over(step);
+    const float step = e4m3_size(byte) * total;  // what the reader multiplies by
+    const float lifted = fminf(step * lift, 0x1p100f);
+    if (size > lifted * 0x1p20f) {  // numbers that a given scale is much too small for
+#pragma unroll
+      for (int i = 0; i < 8; i++) x[i] = fmaxf(fminf(x[i], lifted * 8.0f), lifted * -8.0f);
+    }
+    const Divisor over(lifted);
     float scaled[8];
 #pragma unroll
-    for (int i = 0; i < 8; i++) scaled[i] = over(v[i]);
-    const u32 word = broken ? 0 : e2m1x8<false>(scaled);
+    for (int i = 0; i < 8; i++) scaled[i] = over(x[i]);
+    const u32 word = broken ? 0 : e2m1x8<false>(scaled, x);
     if (column >= to.n) return;
     store_nibbles(to, row, column, word);
     const int blocks = (to.n + BLOCK - 1) / BLOCK;
     if (column % BLOCK == 0) to.scale[static_cast<i64>(row) * blocks + column / BLOCK] = broken ? E4M3_NAN : byte;
   }
-
-  // The largest magnitude of a lane's block as the row's own scale counts it: a broken block counts as zeros.
-  __device__ static u32 amax(const float (&v)[8]) {
-    const u32 top = group_max<LANES>(largest(v));
-    return top >= INFINITY_BITS ? 0 : top;
-  }
 };
 
 // The global scale under which `amax` is the largest number: amax / 2688, and 1 for zero.
 __device__ __forceinline__ float nvfp4_global(u32 amax) {
-  return amax ? fmaxf(__uint_as_float(amax) / 2688.0f, 0x1p-126f) : 1.0f;
+  return amax ? fmaxf(quotient(__uint_as_float(amax), 2688.0f, 1.0f / 2688.0f), 0x1p-126f) : 1.0f;
 }

@@ -27,11 +27,16 @@ struct HeadRow {
   __device__ int column(int v) const { return v * WARP_COLUMNS + lane * EIGHT; }
 
   template <int V, class T>
-  __device__ void load(float (&v)[V][8], const Heads<T>& all) const {
+  __device__ void load(Raw8<T> (&raw)[V], const Heads<T>& all) const {
     const bool wide = aligned(all.x + from, 0, 16);
-    Raw8<T> raw[V];
 #pragma unroll
     for (int i = 0; i < V; i++) raw[i] = load8(all.x + from + column(i), all.n - column(i), wide);
+  }
+
+  template <int V, class T>
+  __device__ void load(float (&v)[V][8], const Heads<T>& all) const {
+    Raw8<T> raw[V];
+    load<V>(raw, all);
 #pragma unroll
     for (int i = 0; i < V; i++) widen(raw[i], v[i]);
   }
@@ -62,6 +67,11 @@ __device__ __forceinline__ void unit_normalize(float (&v)[V][8], int n, float ep
     for (int j = 0; j < 8; j++) v[i][j] = rounded<T>(v[i][j] * factor);
 }
 
+// Cosines and signed sines of eight columns.
+struct Angles {
+  float c[8], s[8];
+};
+
 // The rotation of every token: rows of `dims` cosines and signed sines, FP32, contiguous.
 struct Turn {
   const float* cos;
@@ -75,16 +85,27 @@ struct Turn {
     return inverse ? kept - crossed : kept + crossed;
   }
 
-  // Turn the eight columns from `at` on of a token's rotated part, rounded to T. at and dims: multiples of eight.
-  template <class T>
-  __device__ void eight(float (&v)[8], int token, int at) const {
+  // Of the eight columns from `at` on of a token's rotated part. at and dims: multiples of eight.
+  __device__ Angles angles(int token, int at) const {
     const i64 from = static_cast<i64>(token) * dims + at;
-    float c[8], s[8], out[8];
-    load8_shared(c, cos + from, EIGHT, aligned(cos, 0, 16));
-    load8_shared(s, sin + from, EIGHT, aligned(sin, 0, 16));
+    Angles found;
+    load8_shared(found.c, cos + from, EIGHT, aligned(cos, 0, 16));
+    load8_shared(found.s, sin + from, EIGHT, aligned(sin, 0, 16));
+    return found;
+  }
+
+  // Turn these columns, rounded to T.
+  template <class T>
+  __device__ void eight(float (&v)[8], const Angles& by) const {
+    float out[8];
 #pragma unroll
-    for (int j = 0; j < 8; j++) out[j] = rounded<T>(one(v[j], v[j ^ 1], c[j], s[j]));
+    for (int j = 0; j < 8; j++) out[j] = rounded<T>(one(v[j], v[j ^ 1], by.c[j], by.s[j]));
 #pragma unroll
     for (int j = 0; j < 8; j++) v[j] = out[j];
+  }
+
+  template <class T>
+  __device__ void eight(float (&v)[8], int token, int at) const {
+    eight<T>(v, angles(token, at));
   }
 };

@@ -129,7 +129,7 @@ __device__ __forceinline__ void norm_quant(const float (&x)[8], const float (&we
   for (int i = 0; i < 8; i++) y[i] = rounded<T>(weight[i] * (x[i] * factor));
   if constexpr (Format::GLOBAL) {
     if (next.own) {
-      team.share(all[1], chunk, __uint_as_float(group_max<32>(Format::amax(y))), 2);
+      team.share(all[1], chunk, __uint_as_float(group_max<32>(Format::counted(Format::block_max(y)))), 2);
       u32 most = 0;
       for (int i = 0; i < chunks; i++) most = max(most, __float_as_uint(all[1][i]));
       total = nvfp4_global(most);

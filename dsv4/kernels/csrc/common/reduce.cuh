@@ -15,6 +15,13 @@ __device__ __forceinline__ float warp_sum(float v) {
 // The largest of LANES neighbouring lanes, of magnitudes as bits: these order as the numbers do, and NaN comes last.
 template <int LANES>
 __device__ __forceinline__ u32 group_max(u32 v) {
+#ifdef __CUDA_ARCH__
+  if constexpr (LANES == 32) {
+    u32 top;
+    asm volatile("redux.sync.max.u32 %0, %1, 0xFFFFFFFF;" : "=r"(top) : "r"(v));
+    return top;
+  }
+#endif
 #pragma unroll
   for (int other = LANES / 2; other; other >>= 1) {
     const u32 found = __shfl_xor_sync(ALL_LANES, v, other);
@@ -47,7 +54,7 @@ __device__ __forceinline__ float square_sum(const float (&v)[8]) {
 
 __device__ __forceinline__ float ordered_sum(const float* parts, int count) {
   float sum = 0;
-#pragma unroll 4
+#pragma unroll 8
   for (int i = 0; i < count; i++) sum += parts[i];
   return sum;
 }

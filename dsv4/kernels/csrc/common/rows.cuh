@@ -101,19 +101,26 @@ struct Quantized {
 
   template <int V>
   __device__ void write(const float (&v)[V][8], const Place& at, int row, bool live, u32 (&tops)[32]) const {
-    float scale = given;
+    // A row past the last: its lanes take part in the shuffles and store nothing.
+    const int past = live ? 0 : to.n;
     if constexpr (Format::GLOBAL) {
+      float scale = given;
+      u32 amax[V];
+#pragma unroll
+      for (int i = 0; i < V; i++) amax[i] = Format::block_max(v[i]);
       if (float* const owner = opaque(own)) {
         u32 top = 0;
 #pragma unroll
-        for (int i = 0; i < V; i++) top = max(top, Format::amax(v[i]));
+        for (int i = 0; i < V; i++) top = max(top, Format::counted(amax[i]));
         scale = nvfp4_global(row_max(top, at, tops));
         if (live && at.warp == 0 && at.lane == 0) owner[row] = scale;
       }
-    }
-    // A row past the last: its lanes take part in the shuffles and store nothing.
 #pragma unroll
-    for (int i = 0; i < V; i++) Format::store(v[i], scale, to, row, live ? at.column(i) : to.n);
+      for (int i = 0; i < V; i++) Format::store(v[i], amax[i], scale, to, row, at.column(i) + past);
+    } else {
+#pragma unroll
+      for (int i = 0; i < V; i++) Format::store(v[i], given, to, row, at.column(i) + past);
+    }
   }
 };
 

@@ -66,6 +66,15 @@ __device__ __forceinline__ void widen(const Raw8<float>& raw, float (&v)[8]) {
   }
 }
 
+// Eight numbers as T holds them, in v too.
+template <class T>
+__device__ __forceinline__ Raw8<T> rounded8(float (&v)[8]) {
+  Raw8<T> raw;
+  pack(raw, v);
+  widen(raw, v);
+  return raw;
+}
+
 __device__ __forceinline__ void load_whole(Raw8<bf16>& raw, const bf16* p) { raw.words = load16_once(p); }
 
 __device__ __forceinline__ void load_whole(Raw8<float>& raw, const float* p) {
@@ -139,16 +148,22 @@ __device__ __forceinline__ void load8_shared(float (&v)[8], const float* p, int 
   widen(load8(p, count, wide), v);
 }
 
-// Write the first `count` of eight numbers that T holds exactly.
+// Write the first `count` of eight numbers.
 template <class T>
-__device__ __forceinline__ void store8(T* p, const float (&v)[8], int count, bool wide) {
-  Raw8<T> raw;
-  pack(raw, v);
+__device__ __forceinline__ void store8(T* p, const Raw8<T>& raw, int count, bool wide) {
   if (wide && count >= EIGHT) {
     store_whole(p, raw);
   } else {
     store_part(p, raw, count);
   }
+}
+
+// The same of numbers that T holds exactly.
+template <class T>
+__device__ __forceinline__ void store8(T* p, const float (&v)[8], int count, bool wide) {
+  Raw8<T> raw;
+  pack(raw, v);
+  store8(p, raw, count, wide);
 }
 
 // Write `count` of eight bytes, the first in the lowest. `wide`: p is 8-byte aligned.
