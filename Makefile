@@ -7,6 +7,7 @@ TEST_VENV ?= .venv-test
 TORCH ?= torch==2.13.0
 PROMPT ?= What is the capital of France?
 SANITIZER ?= compute-sanitizer
+SANITIZED ?= bench/results/$(shell date -u +%F)-sanitizers.jsonl
 BENCH ?= bench/results/$(shell date -u +%F)-ops.jsonl
 SOAK ?= bench/results/$(shell date -u +%F)-soak.jsonl
 REQUESTS ?= 10000
@@ -24,7 +25,7 @@ help:
 	@echo "make test   lint, types and the everyday tests (sets up $(TEST_VENV) on first use)"
 	@echo "make ci     all that runs without a GPU, the slow tests too"
 	@echo "make soak   REQUESTS=$(REQUESTS) clients of every kind against one server, in minutes; the record goes into $(SOAK)"
-	@echo "make gpu    on a GPU: its tests, sanitizers, every case, times (into $(BENCH)), with the $(PYTHON) that has torch"
+	@echo "make gpu    on a GPU: its tests, sanitizers, every case, times (records in bench/results), with the $(PYTHON) that has torch"
 	@echo "make train  train MODEL=$(MODEL) with the $(PYTHON) that has torch (training/README.md)"
 	@echo "make deep61 unpack the model of 61 layers to training/build/deep61/model"
 	@echo "make lint   ruff and mypy"
@@ -47,15 +48,13 @@ lint: $(TEST_VENV)/.ready
 	$(TEST_VENV)/bin/ruff check .
 	$(TEST_VENV)/bin/mypy
 
-# On small cases: a sanitizer slows a kernel a hundredfold. --size small is what the everyday tests run as well. No API
-# errors: cuda-bindings asks a driver older than itself for entries that it lacks, which is no fault of a kernel.
+# The small cases are what the everyday tests run as well.
 gpu:
 	@$(PYTHON) -c "import torch; raise SystemExit(not torch.cuda.is_available())" 2>/dev/null \
 		|| { echo "make gpu: $(PYTHON) has no torch that sees a GPU; name one that does with PYTHON=..." >&2; exit 1; }
 	@command -v $(SANITIZER) >/dev/null || { echo "make gpu: no $(SANITIZER) on the PATH; it comes with CUDA's toolkit" >&2; exit 1; }
 	$(PYTHON) -m pytest -m gpu `grep -l mark.gpu tests/test_*.py`
-	for tool in memcheck racecheck synccheck; do \
-		$(SANITIZER) --tool $$tool --report-api-errors no --error-exitcode 9 $(PYTHON) -m dsv4.cli.main check --size small --device cuda || exit; done
+	SANITIZER=$(SANITIZER) $(PYTHON) -m tests.sanitizers --json $(SANITIZED)
 	$(PYTHON) -m dsv4.cli.main check --device cuda
 	$(PYTHON) -m dsv4.cli.main bench ops --out $(BENCH)
 
