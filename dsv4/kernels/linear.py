@@ -27,7 +27,12 @@ _KERNELS: Final = {
     for dtype, name in NAMES.items()
     for t in _TOKENS
 }
-_PLACES: Final = 264  # blocks that an H100 or H200 holds, two on a multiprocessor
+MULTIPROCESSORS: Final = 132  # of an H100 and an H200; any number gives the same bits
+_SHARED: Final = 228 << 10  # bytes of a multiprocessor
+_RESERVED: Final = 2 << 10  # of them for each block: the driver's, and the kernel's barriers
+_STAGES: Final = 10
+_FEWEST: Final = 4
+_SHORT: Final = 6  # a ring that is too short loses more than early copies gain
 _LARGEST: Final = 8  # blocks of a cluster
 
 
@@ -36,29 +41,35 @@ class Form(NamedTuple):
 
     segments: int
     clusters: int
-    stages: int
 
 
 @lru_cache
 def form(rows: int, columns: int) -> Form:
-    """Segments of about eight tiles, as many clusters as fit, copies on their way: by bench/linear_forms.py."""
+    """Segments of about eight tiles, and as many clusters as find room: by bench/linear_forms.py."""
     tiles, blocks = rows // _TILE_ROWS, columns // _COLUMNS
     segments = 1
     while segments < _LARGEST and blocks // (2 * segments) >= 8:
         segments *= 2
-    most = _PLACES // segments if segments < _LARGEST else 32  # a part of the chip has 16 or 18 multiprocessors
-    clusters = min(tiles, most)
-    # Where all places are taken, the next kernel's weights can be on their way only if a third block fits.
-    return Form(segments, clusters, 7 if segments > 1 and 2 * segments * clusters > _PLACES else 10)
+    most = 2 * MULTIPROCESSORS // segments if segments < _LARGEST else 32  # parts of a chip have 16 or 18
+    return Form(segments, min(tiles, most))
 
 
-def shared_bytes(form: Form, rows: int, columns: int, tokens: int) -> int:
-    """Dynamic shared memory of a block, as the kernel cuts it up."""
+@lru_cache
+def memory(form: Form, rows: int, columns: int, tokens: int) -> tuple[int, int]:
+    """Stages of the ring, and bytes of dynamic shared memory, as the kernel cuts them up.
+
+    The next kernel's weights are on their way early if its blocks find room beside ours: two to a multiprocessor, three
+    where we take more than one of each and a ring of some length remains.
+    """
     most = -(-(columns // _COLUMNS) // form.segments)
     turns = -(-(rows // _TILE_ROWS) // form.clusters)
     inboxes = -(-turns // form.segments) * form.segments if form.segments > 1 else 0
     floats = most * tokens + inboxes * _TILE_ROWS * tokens + turns * most
-    return form.stages * _TILE_BYTES + most * tokens * _COLUMNS + 4 * floats
+    fixed = most * tokens * _COLUMNS + 4 * floats
+    crowded = form.segments > 1 and form.segments * form.clusters > MULTIPROCESSORS
+    rings = [(_SHARED // beside - _RESERVED - fixed) // _TILE_BYTES for beside in (3, 2)]
+    stages = max(_FEWEST, min(_STAGES, rings[0] if crowded and rings[0] >= _SHORT else rings[1]))
+    return stages, stages * _TILE_BYTES + fixed
 
 
 def _refuse(x: QTensor, weight: QTensor, dtype: torch.dtype) -> str | None:
@@ -90,7 +101,8 @@ def _scaled_matmul(x: QTensor, weight: QTensor, dtype: torch.dtype) -> Tensor:
         count = min(tokens - start, _TOKENS[-1])
         wide = next(t for t in _TOKENS if t >= count)
         given = (tiles, weight.scale, x.data[part], x.scale[part], y[part])
-        sizes = (rows // _TILE_ROWS, columns // _COLUMNS, count, chosen.stages)
-        grid, smem = chosen.segments * chosen.clusters, shared_bytes(chosen, rows, columns, wide)
+        stages, smem = memory(chosen, rows, columns, wide)
+        sizes = (rows // _TILE_ROWS, columns // _COLUMNS, count, stages)
+        grid = chosen.segments * chosen.clusters
         _KERNELS[dtype, wide](grid, _THREADS, *given, *sizes, smem=smem, cluster=chosen.segments, pdl=True)
     return y
