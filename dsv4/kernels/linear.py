@@ -33,7 +33,7 @@ _RESERVED: Final = 2 << 10  # of them for each block: the driver's, and the kern
 _STAGES: Final = 10
 _FEWEST: Final = 4
 _SHORT: Final = 6  # a ring that is too short loses more than early copies gain
-_LARGEST: Final = 8  # blocks of a cluster
+_LARGEST: Final = 4  # blocks of a cluster: eight lose more by what they tell each other than they gain
 
 
 class Form(NamedTuple):
@@ -50,8 +50,7 @@ def form(rows: int, columns: int) -> Form:
     segments = 1
     while segments < _LARGEST and blocks // (2 * segments) >= 8:
         segments *= 2
-    most = 2 * MULTIPROCESSORS // segments if segments < _LARGEST else 32  # parts of a chip have 16 or 18
-    return Form(segments, min(tiles, most))
+    return Form(segments, min(tiles, 2 * MULTIPROCESSORS // segments))
 
 
 @lru_cache
