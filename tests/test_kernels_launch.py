@@ -350,3 +350,13 @@ def test_cuda_is_any_cuda_device() -> None:
     assert _is(torch.device("cuda:1"), torch.device("cuda"))
     assert not _is(torch.device("cuda:1"), torch.device("cuda:0"))
     assert not _is(torch.device("cpu"), torch.device("cuda"))
+
+
+def test_a_tensor_map_lies_among_the_arguments_whole() -> None:
+    kernel, words = Kernel("some.cu", "work", "i m p"), bytes(range(128))
+    kernel.fill((7, words, None))
+    buffer = kernel._place.buffer.raw
+    assert words in buffer
+    assert kernel._pack.__self__.size == len(buffer)
+    with pytest.raises(KernelError, match=r"argument 1 of kernel some\.cu:work; got 5; wanted the 128 bytes"):
+        kernel.fill((7, 5, None))

@@ -28,7 +28,13 @@ from dsv4.kernels.need import describe, need
 __all__ = ["KERNELS", "Kernel", "Launch", "need", "unfit"]
 
 # code of a signature: how `struct` packs it, what it is in C
-CODES: Final = {"p": ("P", "a pointer"), "i": ("i", "int"), "l": ("q", "long long"), "f": ("f", "float")}
+CODES: Final = {
+    "p": ("P", "a pointer"),
+    "i": ("i", "int"),
+    "l": ("q", "long long"),
+    "f": ("f", "float"),
+    "m": ("128s", "the 128 bytes of a tensor map"),
+}
 KERNELS: Final[list[Kernel]] = []  # every one that was constructed, for the tests that hold signatures against cubins
 _MOST_CONFIGURATIONS: Final = 1024  # kept of one kernel: a grid that follows the token count has many
 _LARGEST_GRID: Final = 2**31 - 1
@@ -74,10 +80,10 @@ class _Place(threading.local):
     The driver copies them during the call, so one place is enough; another thread has its own.
     """
 
-    def __init__(self, layout: str) -> None:
-        self.buffer = ctypes.create_string_buffer(struct.calcsize(layout))
+    def __init__(self, layout: Sequence[str]) -> None:
+        self.buffer = ctypes.create_string_buffer(struct.calcsize("".join(layout)))
         start = ctypes.addressof(self.buffer)
-        ends = [struct.calcsize(layout[: number + 1]) for number in range(len(layout))]
+        ends = [struct.calcsize("".join(layout[: number + 1])) for number in range(len(layout))]
         places = [start + end - struct.calcsize(code) for end, code in zip(ends, layout, strict=True)]
         self._pointers = (ctypes.c_void_p * len(places))(*places)
         self.address = ctypes.addressof(self._pointers)
@@ -97,7 +103,8 @@ class _Loaded:
 class Kernel:
     """One `extern "C" __global__` function of csrc/`file`.
 
-    signature: its parameters in order, blanks ignored: p pointer, i int, l long long, f float.
+    signature: its parameters in order, blanks ignored: p pointer, i int, l long long, f float, m tensor map
+    (dsv4/kernels/tiles.py).
     """
 
     def __init__(self, file: str, name: str, signature: str, places: Places | None = None) -> None:
@@ -105,8 +112,8 @@ class Kernel:
         if not self.signature or not set(self.signature) <= CODES.keys():
             raise KernelError(f"signature of {self}", got=repr(signature), wanted=f"letters of {''.join(CODES)}")
         self._places = places
-        self._layout = "".join(CODES[code][0] for code in self.signature)
-        self._pack = struct.Struct(self._layout).pack_into
+        self._layout = [CODES[code][0] for code in self.signature]
+        self._pack = struct.Struct("".join(self._layout)).pack_into
         self._place = _Place(self._layout)
         self._loaded: dict[int, _Loaded] = {}
         KERNELS.append(self)
@@ -118,7 +125,7 @@ class Kernel:
         self,
         grid: int,
         block: int,
-        *arguments: Tensor | int | float | None,
+        *arguments: Tensor | int | float | bytes | None,
         smem: int = 0,
         cluster: int = 0,
         pdl: bool = False,

@@ -24,6 +24,11 @@ def matmul(x: Tensor, weight: Tensor) -> Tensor:
     the number of rows, and with it the order of every row's sum. On the CPU this runs as T products of one row, so
     that a token's bits are the same alone, in a batch and in any chunk.
     """
+    return matmul_rows(x, weight)
+
+
+def matmul_rows(x: Tensor, weight: Tensor) -> Tensor:
+    """The body of `matmul`, for ops that stand for themselves."""
     x, weight = widen(x), widen(weight)
     rows = x.shape[0]
     if rows == 1 or x.is_cuda:
@@ -63,6 +68,16 @@ def linear(x: Tensor, weight: Tensor | QTensor, rounding: Rounding) -> Tensor:
     their order.
     """
     return project(quantize_input(x, weight, rounding), weight)
+
+
+@op
+def scaled_matmul(x: QTensor, weight: QTensor, dtype: torch.dtype) -> Tensor:
+    """The product of stored activations with a stored matrix: what a linear layer is once its input is quantised.
+
+    x: [T, K] rows, weight: [N, K] -> [T, N] in `dtype` (BF16 or FP32), summed in FP32 and rounded once. The reference's
+    `fp8_gemm`. A NaN scale of a row makes all of the row NaN.
+    """
+    return matmul_rows(x.values(), dense(weight)).type(dtype)
 
 
 @op

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from dsv4.errors import KernelError
+from dsv4.quant.tensor import QTensor
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -290,7 +291,7 @@ def _over(inner: Choices, outer: Choices | None) -> Choices:
 
 
 def _device(args: Any, kwargs: Any) -> torch.device:
-    if args and isinstance(args[0], Tensor):
+    if args and isinstance(args[0], Tensor | QTensor):
         return args[0].device
     return next(x.device for x in kwargs.values() if isinstance(x, Tensor))
 

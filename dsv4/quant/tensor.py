@@ -37,6 +37,9 @@ class QTensor:
         """Logical (out, in), in values rather than bytes."""
         return self.data.shape[0], self.data.shape[1] * self.format.values_per_byte
 
+    def __len__(self) -> int:
+        return self.data.shape[0]
+
     @property
     def device(self) -> torch.device:
         return self.data.device

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
-from dsv4.check.cases import kv, mhc, norm, quantize, rope, swiglu
+from dsv4.check.cases import kv, linear, mhc, norm, quantize, rope, swiglu
 from dsv4.check.contract import Case
 
 FAMILIES: Final[Mapping[str, Callable[[], Iterator[Case]]]] = {
@@ -15,6 +15,7 @@ FAMILIES: Final[Mapping[str, Callable[[], Iterator[Case]]]] = {
     "rope": rope.cases,
     "kv": kv.cases,
     "mhc": mhc.cases,
+    "linear": linear.cases,
 }
 
 

@@ -1,0 +1,90 @@
+"""Products with stored matrices, against the operands decoded to FP64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dsv4.check.cases.inputs import BF16, FP32, INF, NAN, normal
+from dsv4.check.contract import Arguments, Case
+from dsv4.check.metrics import Bound, Bounds
+from dsv4.ops.linear import scaled_matmul
+from dsv4.ops.quantize import quantize
+from dsv4.quant.formats import FP8_BLOCK, FP8_ROW
+from dsv4.quant.tensor import QTensor
+
+# The tensor cores of Hopper add E4M3 products in about 14 bits; a sum of FP32 rounds to BF16 twice as far off.
+NEAR: Bounds = {"f32": Bound("rms", 1e-3), "bf16": Bound("rms", 2.5e-3)}
+# rows and columns by the names of the release: what decode reads at TP1, and the smallest slice at TP8
+SHAPES = {
+    "flash wq_b": (32768, 1024),
+    "flash wo_b": (4096, 8192),
+    "flash shared w1 w3": (4096, 4096),
+    "flash shared w2": (4096, 2048),
+    "flash wq_a wkv": (1536, 4096),
+    "flash index wq_b": (8192, 1024),
+    "flash wq_b of 8": (4096, 1024),
+    "flash wo_b of 8": (4096, 1024),
+    "pro wq_b": (65536, 1536),
+    "pro wo_b": (7168, 16384),
+    "pro shared w1 w3": (6144, 7168),
+    "pro shared w2": (7168, 3072),
+    "pro wq_a wkv": (2048, 7168),
+}
+
+
+def exact(given: Arguments, found: Any) -> Tensor:
+    """In FP64, rounded once."""
+    x, weight, dtype = given
+    y: Tensor = x.values().double() @ weight.values().double().T
+    return y.to(dtype)
+
+
+def cases() -> Iterator[Case]:
+    case = partial(Case, op=scaled_matmul, tokens=(0,), bounds=NEAR, oracle=exact, oracle_bounds=NEAR)
+    for name, dtype in (("fp32", FP32), ("bf16", BF16)):
+        for tokens, rows, columns in ((1, 64, 128), (3, 128, 256), (8, 192, 1024), (0, 128, 128)):
+            yield case(name=f"{tokens} x {rows} x {columns} {name}", make=partial(_given, tokens, rows, columns, dtype))
+        # Segments of unlike lengths, several tiles a cluster, tokens for every kernel and for more than one turn.
+        for tokens, rows, columns in (
+            (2, 192, 2304),
+            (9, 320, 2048),
+            (17, 256, 4096),
+            (40, 192, 8192),
+            (130, 128, 1024),
+        ):
+            make = partial(_given, tokens, rows, columns, dtype)
+            yield case(name=f"{tokens} x {rows} x {columns} {name}", make=make, size="full")
+        yield case(name=f"odd rows {name}", make=partial(_odd, dtype))
+    for tokens, rows, columns in ((3, 96, 128), (3, 128, 192)):
+        make = partial(_given, tokens, rows, columns, BF16)
+        yield case(name=f"{tokens} x {rows} x {columns}", make=make, refusable=True)
+    for label, (rows, columns) in SHAPES.items():
+        for tokens in (1, 16):
+            make = partial(_given, tokens, rows, columns, BF16)
+            yield case(name=f"{label} {tokens}", make=make, size="big", bench=label)
+
+
+def _given(tokens: int, rows: int, columns: int, dtype: torch.dtype) -> Arguments:
+    return quantize.reference(normal("x", tokens, columns, dtype=BF16), FP8_ROW), matrix(rows, columns), dtype
+
+
+def matrix(rows: int, columns: int) -> QTensor:
+    """Every code but NaN, as often as another, under scales of about a thousandth that differ by up to a hundred."""
+    draw = torch.Generator().manual_seed(rows + columns)
+    codes = torch.randint(0, 254, (rows, columns), generator=draw, dtype=torch.uint8)
+    codes = torch.where(codes >= 127, codes + 1, codes)  # 127 and 255 are NaN
+    scale = torch.randint(114, 121, FP8_BLOCK.scale_shape(rows, columns), generator=draw, dtype=torch.uint8)
+    return QTensor(codes.view(torch.float8_e4m3fn), scale, FP8_BLOCK)
+
+
+def _odd(dtype: torch.dtype) -> Arguments:
+    """Zeros, a NaN and an infinity, each with its row; blocks of very different size; an ordinary row."""
+    x = normal("x", 5, 512, dtype=BF16)
+    x[0], x[2, 100], x[3, 300] = 0.0, NAN, INF
+    x[1] *= 10.0 ** (torch.arange(512) // 128 * 3 - 5).to(BF16)
+    return quantize.reference(x, FP8_ROW), matrix(128, 512), dtype

@@ -1,0 +1,68 @@
+// Tiles of weights on their way from memory through a ring in shared memory into the tensor cores of sm_90a.
+#pragma once
+#include "common/device.cuh"
+
+__device__ __forceinline__ u32 shared_address(const void* p) { return static_cast<u32>(__cvta_generic_to_shared(p)); }
+
+// A barrier of shared memory: it completes its phase when `count` threads have arrived and all announced bytes have come.
+struct Barrier {
+  u64 word;
+
+  __device__ void init(int count) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(&word)), "r"(count) : "memory");
+  }
+  __device__ void arrive() {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(&word)) : "memory");
+  }
+  __device__ void arrive_expecting(int bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&word)), "r"(bytes)
+                 : "memory");
+  }
+  __device__ void wait(u32 parity) {
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "again:\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra again;\n"
+        "}" ::"r"(shared_address(&word)),
+        "r"(parity)
+        : "memory");
+  }
+};
+
+// After `init`, before another proxy or block uses the barriers.
+__device__ __forceinline__ void fence_barriers() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+
+// What threads wrote to shared memory becomes visible to copies and tensor cores.
+__device__ __forceinline__ void fence_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// Weights are read once a step: they are the first to leave the second cache.
+__device__ __forceinline__ u64 evict_first() {
+  u64 policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+
+// Copy `bytes`, a multiple of 16, that count at the barrier. One thread does it.
+__device__ __forceinline__ void copy_bulk(void* to, const void* from, int bytes, Barrier& done, u64 policy) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
+          shared_address(to)),
+      "l"(from), "r"(bytes), "r"(shared_address(&done.word)), "l"(policy)
+      : "memory");
+}
+
+// A matrix in memory as the copy engine of sm_90 sees it, made by the host (dsv4/kernels/tiles.py).
+struct alignas(64) TensorMap {
+  u8 bytes[128];
+};
+
+// Copy the box whose first element is (column, row); its bytes count at the barrier. One thread does it.
+__device__ __forceinline__ void copy_box(void* to, const TensorMap& map, int column, int row, Barrier& done, u64 policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared_address(to)),
+      "l"(reinterpret_cast<u64>(&map)), "r"(column), "r"(row), "r"(shared_address(&done.word)), "l"(policy)
+      : "memory");
+}
