@@ -15,13 +15,16 @@ from tests import shim
 from tests.shim.build import CSRC
 from tests.shim.probes import PROBES
 
+TENSOR_CORES = ("linear",)  # families of kernels that threads cannot play
+
 
 @cache
 def cases(*sizes: Size) -> dict[str, Case]:
-    """Cases of all families by their labels, but those that the kernels may refuse and do. No size: the small ones."""
+    """Cases of families by their labels, but those that the kernels may refuse and do. No size: the small ones."""
     kernels.install()
     with shim.posing():
-        listed = [case for family in FAMILIES.values() for case in family() if case.size in (sizes or ("small",))]
+        played = [case for name, family in FAMILIES.items() if name not in TENSOR_CORES for case in family()]
+        listed = [case for case in played if case.size in (sizes or ("small",))]
         return {case.label: case for case in listed if not (case.refusable and _refused(case))}
 
 
