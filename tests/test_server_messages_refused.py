@@ -84,6 +84,11 @@ def past(*blocks: Any) -> dict[str, Any]:
     return {"messages": [*FRANCE, {"role": "assistant", "content": list(blocks)}, *FRANCE]}
 
 
+def answered(result: Any) -> dict[str, Any]:
+    called = past({"type": "tool_use", "id": "a", "name": "b", "input": {}})["messages"][:2]
+    return {"messages": [*called, {"role": "user", "content": [result]}]}
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -98,8 +103,11 @@ def past(*blocks: Any) -> dict[str, Any]:
         ({"messages": [*FRANCE, *user()["messages"]]}, "messages.1.content; got []"),
         (user(PICTURE), "messages.0.content.0.type; got 'image'; wanted text: these models read text only"),
         (user({"type": "text"}), "messages.0.content.0.text; got None; wanted a text"),
-        (user({"type": "tool_result"}), "messages.0.content.0.tool_use_id"),
-        (user({"type": "tool_result", "tool_use_id": "a", "content": [{"type": "text"}]}), "0.content.0.text"),
+        (answered({"type": "tool_result"}), "messages.2.content.0.tool_use_id; got None; wanted the id of a call"),
+        (answered({"type": "tool_result", "tool_use_id": "b"}), "messages.2.content.0.tool_use_id; got 'b'"),
+        (answered({"type": "tool_result", "tool_use_id": {}}), "messages.2.content.0.tool_use_id; got {}"),
+        (user({"type": "tool_result", "tool_use_id": "a"}), "messages.0.content.0.tool_use_id; got 'a'"),
+        (answered({"type": "tool_result", "tool_use_id": "a", "content": [{"type": "text"}]}), "0.content.0.text"),
         (
             past({"type": "tool_use", "id": "a", "name": "b", "input": "c"}),
             "content.0.input; got 'c'; wanted an object",
@@ -149,7 +157,7 @@ def test_what_changes_nothing_is_taken(server: Running) -> None:
 def test_a_picture_in_a_result_is_told_to_the_model(server: Running) -> None:
     result = {"type": "tool_result", "tool_use_id": "a", "content": [PICTURE]}
     text = {"type": "tool_result", "tool_use_id": "a", "content": "[Unsupported image]"}
-    counts = [server.post(COUNT, user(one)).json()["input_tokens"] for one in (result, text)]
+    counts = [server.post(COUNT, answered(one)).json()["input_tokens"] for one in (result, text)]
     assert counts[0] == counts[1]
 
 

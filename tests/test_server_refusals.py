@@ -37,6 +37,15 @@ def server(llm: LLM) -> Iterator[Running]:
         yield server
 
 
+TOOL = {"type": "function", "function": {"name": "f"}}
+RESULT = {"role": "tool", "tool_call_id": "a", "content": "x"}
+
+
+def called(*names: str) -> dict[str, Any]:
+    calls = [{"id": name, "type": "function", "function": {"name": "f", "arguments": "{}"}} for name in names]
+    return {"role": "assistant", "content": "", "tool_calls": calls}
+
+
 def error(answer: httpx.Response, status: int = 400) -> dict[str, Any]:
     assert answer.status_code == status, answer.text
     found = answer.json()["error"]
@@ -53,6 +62,11 @@ def error(answer: httpx.Response, status: int = 400) -> dict[str, Any]:
         ({"messages": [{"role": "king", "content": "x"}]}, None, "message 0: role; got 'king'; wanted system, user"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, None, "these models read text only"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, None, "leaves the model no turn"),
+        ({"messages": [RESULT]}, "messages", "messages.0.tool_call_id; got 'a'; wanted the id of a call that stands"),
+        ({"messages": [called("b"), RESULT]}, "messages", "messages.1.tool_call_id; got 'a'"),
+        ({"messages": [called("a"), called(), RESULT]}, "messages", "messages.2.tool_call_id; got 'a'"),
+        ({"messages": [called("a"), {"role": "tool", "content": "x"}]}, "messages", "tool_call_id; got None"),
+        ({"tools": [TOOL, TOOL]}, None, "tools; got 2 of the name 'f'; wanted a name of its own for each"),
         ({"temperature": "0.5"}, "temperature", "valid number; got '0.5'"),
         ({"temperature": -1}, "temperature", "temperature; got -1"),
         ({"temperature": True}, "temperature", "valid number"),

@@ -76,8 +76,8 @@ def thought(content: Any = None, summary: Any = (), **more: Any) -> dict[str, An
         ([answer("A"), CALL, CALL | {"call_id": "b"}, answer("B")], [said("AB", "", "a", "b")]),
         ([CALL, OUTPUT, CALL | {"call_id": "b"}],
          [said("", "", "a"), {"role": "tool", "tool_call_id": "a", "content": text("x")}, said("", "", "b")]),
-        ([OUTPUT | {"output": [{"type": "input_text", "text": "x"}, {"type": "input_image", "image_url": "y"}]}],
-         [{"role": "tool", "tool_call_id": "a", "content": [*text("x"), {"type": "image"}]}]),
+        ([CALL, OUTPUT | {"output": [{"type": "input_text", "text": "x"}, {"type": "input_image", "image_url": "y"}]}],
+         [said("", "", "a"), {"role": "tool", "tool_call_id": "a", "content": [*text("x"), {"type": "image"}]}]),
     ],
 )  # fmt: skip
 def test_items_are_turns_of_a_chat(items: Any, messages: Any) -> None:
@@ -103,7 +103,8 @@ def test_what_was_sampled_is_what_is_read_again(server: Running, llm: LLM, tools
         given = server.post(PATH, asked).json()
     assert (sampled == before) == bool(tools)
     kept = sampled if tools else [*odd, llm.tokenizer.eos_id]
-    talk = [USER, *given["output"], *([] if not tools else [OUTPUT]), USER]
+    made = [item["call_id"] for item in given["output"] if item["type"] == "function_call"]
+    talk = [USER, *given["output"], *(OUTPUT | {"call_id": one} for one in made), USER]
     found = ids(server, llm, input=talk, tools=tools)
     head = begin if tools else [*begin[:-1], llm.tokenizer.controls["</think>"]]
     assert found[: len(head) + len(kept)] == head + kept
@@ -147,6 +148,9 @@ def user(*parts: Any) -> dict[str, Any]:
         ({"input": [CALL, OUTPUT | {"output": None}]}, "input", "input.1.output"),
         ({"input": [CALL, OUTPUT | {"output": [{}]}]}, "input", "input.1.output.0.type"),
         ({"input": [CALL, OUTPUT | {"call_id": 5}]}, "input", "input.1.call_id; got 5"),
+        ({"input": [CALL, OUTPUT | {"call_id": "b"}]}, "input", "input.1.call_id; got 'b'; wanted the id of a call"),
+        ({"input": [OUTPUT, CALL, USER]}, "input", "input.0.call_id; got 'a'; wanted the id of a call"),
+        ({"tools": [{"type": "function", "name": "f"}] * 2}, None, "tools; got 2 of the name 'f'; wanted a name"),
         ({"input": [thought(encrypted_content="x"), USER]}, "input", "input.0.encrypted_content; got 'encrypted"),
         ({"input": [thought() | {"content": [{}]}, USER]}, "input", "input.0.content.0.text"),
         ({"input": [USER, answer("A")]}, "input", "a turn of the model at its end"),

@@ -38,11 +38,14 @@ def test_health_is_503_while_a_step_hangs_and_200_when_it_has_ended(llm: LLM, ca
             said = health(server)[1]
             assert said["status"] == "the engine hangs"
             assert REASON.fullmatch(said["reason"])
+            ready = server.get("/ready")
+            assert (ready.status_code, ready.json()["error"]["code"]) == (503, "engine_hangs")
             assert server.metric("step_age_seconds") > 0.05
             gate.set()
             assert answer.result(60).status_code == 200
         until(lambda: "dsv4_step_age_seconds 0\n" in server.get("/metrics").text)
         assert health(server) == (200, {"status": "ok"})
+        assert server.get("/ready").status_code == 200
     assert re.search(r"a step took \d+\.\d s; limit 0\.05 s", caplog.text)  # it is known afterwards too
 
 

@@ -7,6 +7,7 @@ of the calls they answer, and old reasoning is dropped: the rules of the officia
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -129,7 +130,13 @@ def read_tools(where: str, tools: Any) -> tuple[Tool, ...]:
     """Function schemas of OpenAI-style tools; `PromptError` for anything else."""
     if not isinstance(tools, list | tuple):
         raise PromptError(f"{where}: tools", got=type(tools).__name__, wanted="a list")
-    return tuple(_tool(f"{where}: tools[{n}]", tool) for n, tool in enumerate(tools))
+    read = tuple(_tool(f"{where}: tools[{n}]", tool) for n, tool in enumerate(tools))
+    (name, count), *_ = Counter(tool["name"] for tool in read).most_common(1) or [("", 0)]
+    if count > 1:  # a call could mean either
+        raise PromptError(
+            f"{where}: tools", got=f"{count} of the name {name!r:.60}", wanted="a name of its own for each"
+        )
+    return read
 
 
 def _tool(where: str, tool: Any) -> Tool:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from dsv4.server.fields import Json, as_blocks, of, only, wrong
+from dsv4.server.fields import Json, as_blocks, need_call, of, only, wrong
 from dsv4.server.schema import ChatRequest, Count, Number, Seed, Sent, StopText
 
 SAME = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stream")  # mean what they mean in a chat
@@ -70,12 +70,18 @@ def _system(given: str | list[Json] | None) -> list[Json]:
 
 
 def _messages(given: Iterable[Json]) -> Iterable[Json]:
+    calls: set[str] = set()  # of the model's last turn
     for n, message in enumerate(given):
         where, role = f"messages.{n}", message.get("role")
         if not isinstance(role, str) or role not in ROLES:
             raise wrong(f"{where}.role", role, " or ".join(ROLES), "say in system what no user says")
         only(where, message, "role", "content", "cache_control")
         blocks = as_blocks(f"{where}.content", message.get("content"))
+        if role == "assistant":
+            calls = {str(block.get("id")) for block in blocks if block.get("type") == "tool_use"}
+        for place, block in enumerate(blocks):
+            if block.get("type") == "tool_result":
+                need_call(f"{where}.content.{place}.tool_use_id", block.get("tool_use_id"), calls)
         yield from ROLES[role](f"{where}.content", blocks)
 
 

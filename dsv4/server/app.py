@@ -100,8 +100,10 @@ class Service:
         return JSONResponse({"status": "ok"})
 
     async def ready(self) -> Response:
-        """200 while new requests are taken; 503 when it is shutting down or has stopped."""
+        """200 while new requests are taken and get on; 503 when it is shutting down, has stopped or hangs."""
         self.worker.check()
+        if self.worker.hang is not None:
+            raise Refusal("the engine hangs", status=503, code="engine_hangs", got=self.worker.hang)
         return JSONResponse({"status": "ok"})
 
     async def version(self) -> Json:

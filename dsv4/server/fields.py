@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from dsv4.server.refusal import Refusal
@@ -39,3 +39,10 @@ def as_blocks(where: str, content: Any, kind: str = "text") -> list[Json]:
     if not isinstance(content, list) or not all(isinstance(block, dict) for block in content):
         raise wrong(where, content, "a text or a list of objects with a type")
     return content
+
+
+def need_call(where: str, call_id: object, calls: Container[object]) -> None:
+    """Refuse what answers a call that was not made: a model that sees it takes it for anything."""
+    if not isinstance(call_id, str) or call_id not in calls:
+        do = "send the turn of the model that made it, or leave this out"
+        raise wrong(where, call_id, "the id of a call that stands before it", do)

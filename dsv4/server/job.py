@@ -11,6 +11,7 @@ from dsv4.chat.encode import Prompt, encode_messages
 from dsv4.chat.replay import replay_known
 from dsv4.engine.request import Grammar, Sampling
 from dsv4.llm import LLM
+from dsv4.server.fields import need_call
 from dsv4.server.held import chat_grammar, shown_schema, text_grammar
 from dsv4.server.refusal import Refusal
 from dsv4.server.said import Said
@@ -56,7 +57,18 @@ def chat_prompt(asked: ChatRequest, llm: LLM, said: Said | None) -> tuple[Prompt
     """A chat as the model reads it, and as ids."""
     tools = [] if asked.tool_choice == "none" else asked.tools or []  # then the model does not hear of them
     prompt = rendered(asked, llm, tools)
+    _check_calls(asked.messages)
     return prompt, tuple(replay_known(prompt.pieces, said.find if said else lambda _: (), llm.tokenizer))
+
+
+def _check_calls(messages: Sequence[dict[str, Any]]) -> None:
+    """A message of a tool answers a call of the model's last turn."""
+    calls: set[object] = set()
+    for n, message in enumerate(messages):
+        if message["role"] == "assistant":
+            calls = {call.get("id") for call in message.get("tool_calls") or ()}
+        elif message["role"] == "tool":
+            need_call(f"messages.{n}.tool_call_id", message.get("tool_call_id"), calls)
 
 
 def completion_jobs(asked: CompletionRequest, llm: LLM) -> list[Job]:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from dsv4.llm import LLM
-from dsv4.server.fields import Json, as_blocks, of, only, wrong
+from dsv4.server.fields import Json, as_blocks, need_call, of, only, wrong
 from dsv4.server.job import Job, chat_job
 from dsv4.server.refusal import Refusal
 from dsv4.server.said import Said
@@ -97,9 +97,14 @@ def _messages(given: str | list[Json]) -> list[Json]:
     if isinstance(given, str):
         return [{"role": "user", "content": given}]
     said: list[Json] = []
+    calls: set[str] = set()
     before = ""
     for n, item in enumerate(given):
         where, kind = f"input.{n}", _kind(f"input.{n}", item)
+        if kind == "function_call":
+            calls.add(str(item.get("call_id")))
+        elif kind == "function_call_output":
+            need_call(f"{where}.call_id", item.get("call_id"), calls)
         if kind not in GOES_ON:
             said.append(_other(where, kind, item))
         else:

@@ -94,6 +94,8 @@ CASES: Final = (
     *messages.CASES,
     _chat("a body that is no JSON", b'{"messages": [', c.error(*BAD), group="errors"),  # type: ignore[arg-type]
     _chat("no messages", {"max_tokens": 4}, c.error(*BAD), group="errors"),
+    _chat("an answer to a call that was not made", {**SHORT, "messages": [*ROUND[:1], *ROUND[2:]]}, c.error(*BAD),
+          group="errors"),
     _chat("a wrong type", {**SHORT, "temperature": "hot"}, c.error(*BAD), group="errors"),
     _chat("an unknown model", {**SHORT, "model": "no-such-model"}, c.error(404, 400), group="errors"),
     _chat("more than the context", {**SHORT, "max_tokens": 1 << 30}, c.error(*BAD), group="errors"),
