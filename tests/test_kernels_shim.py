@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dsv4.check.cases import FAMILIES
+from dsv4.check.cases.inputs import INF, NAN
 from dsv4.check.cases.norm import FORMATS, NEAR
 from dsv4.check.contract import Case, judge
 from dsv4.check.metrics import differing, leaves
@@ -18,7 +19,9 @@ from dsv4.kernels.launch import KERNELS
 from dsv4.kernels.rows import NAMES
 from dsv4.ops.norm import rms_norm
 from dsv4.ops.quantize import quantize
+from dsv4.ops.rope import frequencies, rotation
 from dsv4.quant.formats import NVFP4
+from dsv4.quant.kv_rows import KvRow
 from tests import shim
 from tests.devices import normal
 from tests.shim.build import build, kernels, library
@@ -158,6 +161,27 @@ def test_every_kernel_has_a_wrapper() -> None:
     known = {(kernel.file, kernel.name) for kernel in KERNELS}
     for file in FILES:
         assert {(file, name) for name in kernels(file)} <= known
+
+
+def test_the_usual_form_gives_the_bits_of_the_general_one() -> None:
+    """Rows of every kind: ordinary, zero, huge, tiny, broken in each chunk and in the turned part, not stored."""
+    torch.manual_seed(0)
+    x = torch.randn(41, 512) * torch.exp2(torch.randint(-90, 90, (41, 8, 1)) / 6).expand(-1, -1, 64).reshape(41, 512)
+    x[5], x[11], x[12], x[14], x[13, ::2], x[15, :64] = 0.0, 1e-30, 3e38, 1e-39, 0.0, -0.0
+    for row, (column, bad) in enumerate(((3, NAN), (300, INF), (500, NAN), (200, -INF), (449, INF), (511, NAN)), 20):
+        x[row, column] = bad
+    weight = torch.randn(512)
+    weight[64:128] *= 1e30
+    weight[128:192] *= 1e-30
+    given, turn = (x.bfloat16(), weight, 1e-6), rotation(torch.arange(41), frequencies(64, 10000.0))
+    rows = torch.randperm(4 * 64)[:41]
+    rows[[7, 30, 40]] = -1
+    size = KvRow(512, 64).page_bytes(64)
+    general, usual = torch.zeros(4, size, dtype=torch.uint8), torch.zeros(4, size, dtype=torch.uint8)
+    x, *rest = given
+    shim.launch("kv.cu", "write_kv_bf16_2", 11, 128, x, 512, 41, 512, *rest, *turn, 64, general, size, 64, 576, 8, rows)
+    shim.launch("kv.cu", "write_kv_usual", 6, 128, x, 512, 41, *rest, *turn, usual, size, 6, rows)
+    assert torch.equal(general, usual)
 
 
 def test_launch_shapes_change_no_bit() -> None:

@@ -18,8 +18,12 @@ _PAGES: Final = "p l i i i p"  # pages, bytes of a page, its rows, bytes of a ro
 _WRITE: Final = {
     (t, v): Kernel("kv.cu", f"write_kv_{NAMES[t]}_{v}", "p l i i p f p p i" + _PAGES) for t in NAMES for v in (1, 2)
 }
+_USUALLY: Final = Kernel("kv.cu", "write_kv_usual", "p i i p f p p p i i p")
+_TOKENS: Final = 2  # of a warp
 _READ: Final = Kernel("kv.cu", "read_kv", _PAGES + "i i i p")
-_WARPS: Final = 4  # of a block; a warp for each token
+_USUAL: Final = KvRow(512, 64)
+_MOST: Final = 2**26  # tokens of the quick form, and numbers between two of them
+_WARPS: Final = 4  # of a block
 
 
 def _pages(pages: Tensor, rows: Tensor, layout: KvRow, tokens: int) -> tuple[Tensor | int, ...]:
@@ -51,10 +55,30 @@ def _write_kv(kv: Tensor, weight: Tensor, eps: float, turn: Rotation, pages: Ten
     tokens, n = kv.shape
     need_vector(weight, "weight", n, kv.device)
     dims = need_turn(turn, tokens, kv.device)
+    layout = KvRow(n, dims)
+    places = _pages(pages, rows, layout, tokens)
+    if _is_usual(kv, weight, turn, layout, pages):
+        shift = layout.page_rows(pages.shape[1]).bit_length() - 1
+        given = (kv, kv.stride(0), tokens, weight, eps, turn.cos, turn.sin)
+        _USUALLY(-(-tokens // (_TOKENS * _WARPS)), 32 * _WARPS, *given, pages, pages.shape[1], shift, rows, pdl=True)
+        return
     kernel = _WRITE[kv.dtype, Heads.of(kv).chunks]
-    places = _pages(pages, rows, KvRow(n, dims), tokens)
     source = (kv, kv.stride(0), tokens, n, weight, eps, turn.cos, turn.sin, dims)
     kernel(-(-tokens // _WARPS), 32 * _WARPS, *source, *places, pdl=True)
+
+
+def _is_usual(kv: Tensor, weight: Tensor, turn: Rotation, layout: KvRow, pages: Tensor) -> bool:
+    """Whether it is what models have, which the quick form takes."""
+    count = layout.page_rows(pages.shape[1])
+    return (
+        layout == _USUAL
+        and kv.dtype == torch.bfloat16
+        and kv.stride(0) % 8 == 0
+        and max(len(kv), kv.stride(0)) < _MOST
+        and count & (count - 1) == 0
+        and pages.shape[1] < 2**31
+        and all(x.data_ptr() % 16 == 0 for x in (kv, weight, *turn))
+    )
 
 
 def _refuse_read(pages: Tensor, rows: Tensor, dims: int, rope_dims: int) -> str | None:

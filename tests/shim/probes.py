@@ -85,20 +85,23 @@ def far_token(csrc: Path) -> Iterator[str]:
 
 @probe("a page behind 2^31 bytes")
 def far_page(csrc: Path) -> Iterator[str]:
-    """A row of keys and values written to the first page that begins behind 2^31 bytes, and read back."""
+    """Rows of keys and values written to the first page that begins behind 2^31 bytes, and read back."""
     layout, page_rows = KvRow(512, 64), 64
     size = layout.page_bytes(page_rows)
     page = FAR // size + 1
-    pages, rows = reserved(torch.uint8), torch.tensor([page * page_rows + 5])
+    pages, rows = reserved(torch.uint8), torch.tensor([page * page_rows + 5, page * page_rows + 9])
     turn = rotation(torch.tensor([7]), frequencies(64, 10000.0))
-    kv, found = normal("far", 1, 512, dtype=torch.bfloat16), torch.zeros(1, 512, dtype=torch.bfloat16)
-    place = (pages, size, page_rows, layout.row_bytes, layout.scale_bytes, rows)
+    kv, found = normal("far", 1, 512, dtype=torch.bfloat16), torch.zeros(2, 512, dtype=torch.bfloat16)
+    place = (pages, size, page_rows, layout.row_bytes, layout.scale_bytes)
     source = (kv, 512, 1, 512, torch.ones(512), 1e-6, *turn, 64)
-    shim.launch("kv.cu", "write_kv_bf16_2", 1, 32, *source, *place, fenced=False, csrc=csrc)
-    shim.launch("kv.cu", "read_kv", 1, 32, *place, 1, 512, 64, found, fenced=False, csrc=csrc)
-    start = page * size + 5 * layout.row_bytes
-    if not pages[start : start + layout.row_bytes].any():
-        yield "the row is not there"
+    shim.launch("kv.cu", "write_kv_bf16_2", 1, 32, *source, *place, rows, fenced=False, csrc=csrc)
+    usual = (kv, 512, 1, torch.ones(512), 1e-6, *turn, pages, size, 6, rows[1:].clone())
+    shim.launch("kv.cu", "write_kv_usual", 1, 32, *usual, fenced=False, csrc=csrc)
+    shim.launch("kv.cu", "read_kv", 1, 64, *place, rows, 2, 512, 64, found, fenced=False, csrc=csrc)
+    for slot in (5, 9):
+        start = page * size + slot * layout.row_bytes
+        if not pages[start : start + layout.row_bytes].any():
+            yield "the row is not there"
     wanted = rope(kv.float() * torch.rsqrt(kv.float().square().mean(1, keepdim=True) + 1e-6), turn)
     if float((found.float() - wanted).abs().max()) > 0.07 * float(wanted.abs().max()):
         yield "another row is read"

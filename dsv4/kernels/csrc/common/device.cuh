@@ -44,6 +44,37 @@ __device__ __forceinline__ uint4 load16_once(const void* p) {
 #endif
 }
 
+// Loads that stay where the text has them: the compiler moves others behind what has room for fewer registers.
+__device__ __forceinline__ i64 load8_once(const i64* p) {
+#ifdef __CUDA_ARCH__
+  i64 v;
+  asm volatile("ld.global.s64 %0, [%1];" : "=l"(v) : "l"(p) : "memory");
+  return v;
+#else
+  return *p;
+#endif
+}
+
+// The words of pair `at` of the numbers at p.
+__device__ __forceinline__ uint2 load_pair(const float* p, u32 at) {
+  const uint2* const from = reinterpret_cast<const uint2*>(p) + at;
+#ifdef __CUDA_ARCH__
+  uint2 v;
+  asm volatile("ld.global.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(from) : "memory");
+  return v;
+#else
+  return *from;
+#endif
+}
+
+// Brings the line of an address into the second cache, where it is already or will be written. In front of a wait this
+// makes the compiler compute the address there and not behind it, and warms up its translation. It reads nothing.
+__device__ __forceinline__ void prefetch(const void* p) {
+#ifdef __CUDA_ARCH__
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(p) : "memory");
+#endif
+}
+
 // Whether `p` and every address a whole number of `stride` bytes from it is a multiple of `bytes`, a power of two.
 __device__ __forceinline__ bool aligned(const void* p, i64 stride, int bytes) {
   return ((reinterpret_cast<u64>(p) | static_cast<u64>(stride)) & (bytes - 1)) == 0;

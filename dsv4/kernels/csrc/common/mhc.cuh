@@ -86,14 +86,6 @@ __device__ __forceinline__ float sum_lanes_4(const float (&v)[4]) {
   return sum;
 }
 
-// Brings the line of an address into the second cache, where it is already or will be written. In front of a wait this
-// makes the compiler compute the address there and not behind it, and warms up its translation. It reads nothing.
-__device__ __forceinline__ void prefetch(const void* p) {
-#ifdef __CUDA_ARCH__
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(p) : "memory");
-#endif
-}
-
 // The sums over all ranges of rows 0 .. n, from the partial sums of one token (at most 32 ranges: two to an adder). All
 // `warps` of a block work, two rows a warp and turn.
 struct RangeSums {
@@ -106,7 +98,7 @@ struct RangeSums {
   }
 
   __device__ void prefetch() const {
-    if (row <= n && adder < ranges) mhc::prefetch(from);
+    if (row <= n && adder < ranges) ::prefetch(from);
   }
 
   __device__ float load(int more) const {

@@ -57,8 +57,8 @@ struct Share {
   }
 
   __device__ void prefetch() const {
-    mhc::prefetch(at.y), mhc::prefetch(at.before), mhc::prefetch(at.streams), mhc::prefetch(at.post);
-    mhc::prefetch(at.comb);
+    ::prefetch(at.y), ::prefetch(at.before), ::prefetch(at.streams), ::prefetch(at.post);
+    ::prefetch(at.comb);
   }
 
   __device__ void skip(i64 tokens, int d) {
