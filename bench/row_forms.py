@@ -16,7 +16,7 @@ from dsv4.bench.ops import circumstances, measure, timed
 from dsv4.check.contract import Case
 from dsv4.kernels import moe, norm, quantize, rows
 
-FORMS = (("norm", norm, (1, 2)), ("quantize", quantize, (1, 2)), ("swiglu", moe, (1,)))
+FORMS = (("norm", norm, (1, 2)), ("quantize", quantize, (1, 2)), ("swiglu", moe, (1, 2)))
 THREADS = {"512": 512, "1024": 1024, "1536": 1536, "2048": 2048, "all": 1 << 30}
 
 

@@ -13,7 +13,7 @@ from dsv4.check.cases.inputs import INF, NAN
 from dsv4.check.cases.norm import FORMATS, NEAR
 from dsv4.check.contract import Case, judge
 from dsv4.check.metrics import differing, leaves
-from dsv4.kernels import norm, rows
+from dsv4.kernels import moe, norm, rows
 from dsv4.kernels import quantize as quantizers
 from dsv4.kernels.launch import KERNELS
 from dsv4.kernels.rows import NAMES
@@ -48,13 +48,15 @@ def test_a_probe(name: str) -> None:
     assert problems(name) == []
 
 
-MANY = [label for label in cases() if re.match(r"rms_norm(_quant)?: .*(x 336|x 272|odd rows)", label)]
+MANY_FORMS = re.compile(r"(rms_norm|rms_norm_quant|swiglu_quant): .*(x 336|x 272|odd rows)")
+MANY = [label for label in cases() if MANY_FORMS.match(label)]
 
 
 @pytest.mark.parametrize("label", MANY)
 def test_a_case_by_the_kernels_for_many_rows(label: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two chunks a warp: no CPU has the patience for as many rows as they are meant for."""
     monkeypatch.setattr(norm, "FEW", 0)
+    monkeypatch.setattr(moe, "FEW", 0)
     assert problems(label) == []
 
 
@@ -107,6 +109,7 @@ def test_every_kernel_runs_in_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
     for few in (rows.FEW, 0):
         monkeypatch.setattr(norm, "FEW", few)
         monkeypatch.setattr(quantizers, "FEW", few)
+        monkeypatch.setattr(moe, "FEW", few)
         for case in (*cases().values(), *LONG):
             with shim.machine(order=0) as ran:
                 case.op.implementations["fused"].run(*case.make())

@@ -3,8 +3,8 @@
 // Moves   8,192 x 2048 BF16 to FP8: reads 64 MiB, writes 16.1 MiB.
 // Floor   at 3.0 TB/s: 28 us to FP8, 25 us to FP4.
 // Tried   as norm.cu. With IEEE division in place of the reciprocal: 39 us to FP8.
-// Measured on an H100: 31 us to FP8, 34 to MXFP4, 52 to NVFP4 by row. The first two then spilled 16 and 8 bytes a
-//         thread, which they do no longer, and the last was bound by instructions (see norm.cu); not measured since.
+// Measured on an H100: 30 us to FP8, 34 to MXFP4, 44 to NVFP4 by row, which is bound by instructions: 534 a warp and
+//         chunk then; 479 now, 425 of two chunks a turn; not measured since.
 //
 // arch: sm_90a sm_100a sm_103a sm_120a
 #include "common/rows.cuh"
@@ -30,7 +30,14 @@ __device__ __forceinline__ float smaller(float x, float y) {
 #endif
 }
 
-__device__ __forceinline__ float larger(float x, float y) { return -smaller(-x, -y); }
+__device__ __forceinline__ float larger(float x, float y) {
+#ifdef __CUDA_ARCH__
+  asm("max.NaN.f32 %0, %0, %1;" : "+f"(x) : "f"(y));
+  return x;
+#else
+  return x < y ? y : x;
+#endif
+}
 
 // silu(min(gate, limit)) * clamp(up, -limit, limit); limit 0: no clamp.
 __device__ __forceinline__ float swiglu(float gate, float up, float limit) {
@@ -55,15 +62,32 @@ struct Gated {
   const float* weight;
   int n;
 
-  __device__ void constants(const Place&) {}
+  // Where the lane begins: not computed again for every row.
+  const T* gates;
+  const T* ups;
+  bool whole[V];  // a chunk's eight columns are all there, and can be loaded at once
 
-  __device__ void load(Raw (&raw)[V], const Place& at, int row) const {
+  __device__ void constants(const Place& at) {
     constexpr int BYTES = sizeof(T);
+    gates = opaque(gate + at.column(0)), ups = opaque(up + at.column(0));
     const bool wide = aligned(gate, gate_stride * BYTES, 16) && aligned(up, up_stride * BYTES, 16);
 #pragma unroll
+    for (int i = 0; i < V; i++) whole[i] = wide && at.column(i) + EIGHT <= n;
+  }
+
+  __device__ void load(Raw (&raw)[V], const Place& at, int row) const {
+    const u64 token = static_cast<u32>(row);
+    const T* const from = gates + token * static_cast<u64>(gate_stride);
+    const T* const with = ups + token * static_cast<u64>(up_stride);
+#pragma unroll
     for (int i = 0; i < V; i++) {
-      raw[i].gate = load8(gate + static_cast<i64>(row) * gate_stride + at.column(i), n - at.column(i), wide);
-      raw[i].up = load8(up + static_cast<i64>(row) * up_stride + at.column(i), n - at.column(i), wide);
+      const int further = at.column(i) - at.column(0);
+      if (whole[i]) {
+        load_whole(raw[i].gate, from + further), load_whole(raw[i].up, with + further);
+      } else {
+        load_part(raw[i].gate, from + further, n - at.column(i));
+        load_part(raw[i].up, with + further, n - at.column(i));
+      }
     }
   }
 
@@ -127,3 +151,6 @@ struct Gated {
 #endif
 SWIGLUS(bf16, 1, MANY)
 SWIGLUS(float, 1, (1024))
+
+// NVFP4 is bound by instructions: of two chunks a turn what is done once a row is half of it.
+SWIGLU_QUANT(bf16, 2, (512, 2), nvfp4, Nvfp4)

@@ -74,7 +74,22 @@ __device__ __forceinline__ u32 e4m3x2(float low, float high) {
 #endif
 }
 
-__device__ __forceinline__ u32 e4m3(float x) { return e4m3x2(x, 0.0f) & 0xFF; }
+// In a whole word, so that nothing is masked again.
+__device__ __forceinline__ u32 e4m3(float x) {
+#ifdef __CUDA_ARCH__
+  u32 byte;
+  asm("{\n"
+      ".reg .b16 pair;\n"
+      "cvt.rn.satfinite.e4m3x2.f32 pair, 0f00000000, %1;\n"
+      "mov.b32 %0, {pair, 0};\n"
+      "}"
+      : "=r"(byte)
+      : "f"(x));
+  return byte;
+#else
+  return e4m3x2(x, 0.0f);
+#endif
+}
 
 // Of a byte that is neither negative nor NaN.
 __device__ __forceinline__ float e4m3_size(u32 byte) { return __uint_as_float(byte << 20) * 0x1p120f; }

@@ -47,8 +47,8 @@ struct Fp8 {
 using Fp8Row = Fp8<128>;
 
 __device__ __forceinline__ void store_nibbles(const Stored& to, int row, int column, u32 word) {
-  const int width = to.n / 2;
-  u8* const p = to.data + static_cast<i64>(row) * width + column / 2;
+  const u32 width = static_cast<u32>(to.n) / 2;
+  u8* const p = to.data + static_cast<i64>(row) * width + static_cast<u32>(column) / 2;
   if (aligned(to.data, width, 4) && column + EIGHT <= to.n) {
     *reinterpret_cast<u32*>(p) = word;
   } else {
@@ -99,8 +99,8 @@ __device__ __forceinline__ float rounded_reciprocal(float x) {
 // remainder (Markstein; the second makes a quotient that is off by less than a unit correct). Nothing may overflow.
 __device__ __forceinline__ float quotient(float x, float by, float reciprocal) {
   float q = x * reciprocal;
-  q = fmaf(fmaf(-q, by, x), reciprocal, q);
-  return fmaf(fmaf(-q, by, x), reciprocal, q);
+  q = fmaf(fmaf(q, -by, x), reciprocal, q);
+  return fmaf(fmaf(q, -by, x), reciprocal, q);
 }
 
 // x / step times E2M1_UNIT<false> for many x, such that E2M1 makes of it what it makes of the quotient that IEEE division rounds,
@@ -151,19 +151,22 @@ struct Nvfp4 {
     const u32 byte = e4m3(stored);
     const float step = e4m3_size(byte) * total;  // what the reader multiplies by
     const float lifted = fminf(step * lift, 0x1p100f);
-    if (size > lifted * 0x1p20f) {  // numbers that a given scale is much too small for
+    u32 kept = byte;
+    // Numbers that a given scale is much too small for, infinities and NaN: a branch of the whole warp.
+    if (__any_sync(ALL_LANES, !(size <= lifted * 0x1p20f))) {
 #pragma unroll
-      for (int i = 0; i < 8; i++) x[i] = fmaxf(fminf(x[i], lifted * 8.0f), lifted * -8.0f);
+      for (int i = 0; i < 8; i++) x[i] = broken ? 0.0f : fmaxf(fminf(x[i], lifted * 8.0f), lifted * -8.0f);
+      kept = broken ? E4M3_NAN : byte;
     }
     const Divisor over(lifted);
     float scaled[8];
 #pragma unroll
     for (int i = 0; i < 8; i++) scaled[i] = over(x[i]);
-    const u32 word = broken ? 0 : e2m1x8<false>(scaled, x);
+    const u32 word = e2m1x8<false>(scaled, x);
     if (column >= to.n) return;
     store_nibbles(to, row, column, word);
-    const int blocks = (to.n + BLOCK - 1) / BLOCK;
-    if (column % BLOCK == 0) to.scale[static_cast<i64>(row) * blocks + column / BLOCK] = broken ? E4M3_NAN : byte;
+    const u32 blocks = static_cast<u32>(to.n + BLOCK - 1) / BLOCK;
+    if (column % BLOCK == 0) to.scale[static_cast<i64>(row) * blocks + static_cast<u32>(column) / BLOCK] = kept;
   }
 };
 

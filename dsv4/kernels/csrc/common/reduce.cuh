@@ -34,9 +34,9 @@ __device__ __forceinline__ u32 magnitude(float x) { return __float_as_uint(x) & 
 
 __device__ __forceinline__ u32 largest(const float (&v)[8]) {
 #ifdef __CUDA_ARCH__
-  float top = 0;
+  float top = fabsf(v[0]);
 #pragma unroll
-  for (int i = 0; i < 8; i++) asm("max.NaN.f32 %0, %0, %1;" : "+f"(top) : "f"(fabsf(v[i])));
+  for (int i = 1; i < 8; i++) asm("max.NaN.f32 %0, %0, %1;" : "+f"(top) : "f"(fabsf(v[i])));
   return __float_as_uint(top);
 #else
   u32 top = 0;
