@@ -165,7 +165,6 @@ __device__ __forceinline__ void write_usual(const bf16* x, int stride, int token
   const i64 to = load8_once(rows + token);
   const u32 place = static_cast<u32>(token) * (TURNED / 2) + lane;
   const uint2 c = load_pair(cos, place), s = load_pair(sin, place);
-  if (to < 0) return;  // of the whole warp
   float sums[CHUNKS];
 #pragma unroll
   for (int i = 0; i < CHUNKS; i++) {
@@ -174,6 +173,7 @@ __device__ __forceinline__ void write_usual(const bf16* x, int stride, int token
     sums[i] = square_sum(v);
   }
   const float chunk = both_sums(sums, lane), factor = rms_factor(chunk + __shfl_xor_sync(ALL_LANES, chunk, 16), USUAL, eps);
+  if (to < 0) return;  // of the whole warp
 #pragma unroll
   for (int i = 0; i < CHUNKS; i++) {
     float v[8];

@@ -16,16 +16,18 @@ __device__ __forceinline__ float warp_sum(float v) {
 template <int LANES>
 __device__ __forceinline__ u32 group_max(u32 v) {
 #ifdef __CUDA_ARCH__
-  if constexpr (LANES == 32) {
-    u32 top;
-    asm volatile("redux.sync.max.u32 %0, %1, 0xFFFFFFFF;" : "=r"(top) : "r"(v));
-    return top;
-  }
+  constexpr bool WHOLE = LANES == 32;
+#else
+  constexpr bool WHOLE = false;  // the host has no instruction for it
 #endif
+  if constexpr (WHOLE) {
+    asm volatile("redux.sync.max.u32 %0, %0, 0xFFFFFFFF;" : "+r"(v));
+  } else {
 #pragma unroll
-  for (int other = LANES / 2; other; other >>= 1) {
-    const u32 found = __shfl_xor_sync(ALL_LANES, v, other);
-    v = found > v ? found : v;
+    for (int other = LANES / 2; other; other >>= 1) {
+      const u32 found = __shfl_xor_sync(ALL_LANES, v, other);
+      v = found > v ? found : v;
+    }
   }
   return v;
 }
