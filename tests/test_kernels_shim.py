@@ -14,7 +14,6 @@ from dsv4.check.cases.norm import FORMATS, NEAR
 from dsv4.check.contract import Case, judge
 from dsv4.check.metrics import differing, leaves
 from dsv4.kernels import moe, norm, rows
-from dsv4.kernels import quantize as quantizers
 from dsv4.kernels.launch import KERNELS
 from dsv4.kernels.rows import NAMES
 from dsv4.ops.norm import rms_norm
@@ -108,7 +107,6 @@ def test_every_kernel_runs_in_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
     names: set[str] = set()
     for few in (rows.FEW, 0):
         monkeypatch.setattr(norm, "FEW", few)
-        monkeypatch.setattr(quantizers, "FEW", few)
         monkeypatch.setattr(moe, "FEW", few)
         for case in (*cases().values(), *LONG):
             with shim.machine(order=0) as ran:

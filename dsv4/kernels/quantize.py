@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dsv4.kernels.launch import Kernel
-from dsv4.kernels.rows import FEW, NAMES, STORED, THREADS, refuse_format, refuse_rows, shape_rows, stored_rows
+from dsv4.kernels.rows import NAMES, STORED, THREADS, refuse_format, refuse_rows, shape_rows, stored_rows
 from dsv4.ops.quantize import quantize
 from dsv4.quant.formats import Format
 from dsv4.quant.rows import GlobalScale
@@ -16,7 +16,7 @@ from dsv4.quant.tensor import QTensor
 
 MOST: Final = {torch.bfloat16: 16384, torch.float32: 8192}  # columns of a row
 _ROW: Final = "p l i i i i"  # x, stride, rows, n, slots, warps
-# Chunks of a warp: two for many rows, where bench/row_forms.py found them faster.
+# Chunks of a warp: two where a block has no threads for one. Else one is never slower (bench/row_forms.py).
 _VARIANTS: Final = ((torch.bfloat16, 1), (torch.bfloat16, 2), (torch.float32, 1))
 _QUANTIZE: Final = {
     (fmt, t, v): Kernel("quantize.cu", f"quantize_{fmt.name}_{NAMES[t]}_{v}", _ROW + "p p p p")
@@ -33,8 +33,7 @@ def _refuse(x: Tensor, fmt: Format, scale: GlobalScale = None) -> str | None:
 
 
 def _chunks(x: Tensor) -> int:
-    rows, n = x.shape
-    return 1 if x.dtype == torch.float32 or n <= 256 or (rows <= FEW and n <= 8192) else 2
+    return 1 if x.dtype == torch.float32 or x.shape[1] <= 8192 else 2
 
 
 @quantize.impl("fused", accepts=_refuse)
