@@ -270,3 +270,19 @@ def test_a_skip_fails_in_ci_alone(ci: str, closing: str, tmp_path: Path) -> None
     assert closing in done.stdout.splitlines()[-1]
     assert (done.returncode == 0) == (not ci)
     assert done.stdout.count("where every test must run: ") >= (3 if ci else 0)
+
+
+def test_what_guards_against_a_defect_is_there() -> None:
+    """Every test and every patch that docs/defects.md promises."""
+    text = (ROOT / "docs" / "defects.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(?:tests/)?([\w/]+\.(?:py|patch))(?:::(\w+))?`", text)
+    rows = [
+        line
+        for line in text.splitlines()
+        if line.startswith("| ") and "---" not in line and "what would fail" not in line
+    ]
+    assert all("`" in line for line in rows)
+    assert len(named) > len(rows) > 20
+    for file, test in named:
+        source = (ROOT / "tests" / file).read_text(encoding="utf-8")
+        assert not test or re.search(rf"^(?:@.*\n)*def {test}\(", source, re.MULTILINE), f"{file} has no {test}"
