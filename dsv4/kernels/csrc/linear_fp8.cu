@@ -1,11 +1,13 @@
 // y = x W^T for a few tokens: E4M3 weights with a UE8M0 scale for 128 x 128, E4M3 tokens with one for 128.
 //
 // Moves   the weights once; all else is small.
+// Floor   at 3.0 TB/s: 11.3 us for 33.6 MB.
+// Measured on an H100, one token: 11.5 us (wq_b), 12.7 (wo_b), 3.9 for 8.4 MB (w2): about 1.5 us are start and end. LOG.md.
 // Form    64 rows of weights are the M side of a tensor core's product and the tokens its N side. A cluster has a tile of
 //         64 rows at a time, each of its blocks a segment of the columns; the sums of 128 columns are scaled and added in
 //         FP32, column by column, then segment by segment. A row's bits are its own, whatever the tokens beside it.
 //
-// Weights lie in tiles of 64 rows x 128 columns, 8 KiB in the order in which shared memory holds them (kernels/linear.py).
+// Weights are read as they lie in a checkpoint, in boxes of 64 rows x 128 columns (dsv4/kernels/tiles.py).
 //
 // arch: sm_90a
 #include "common/formats.cuh"

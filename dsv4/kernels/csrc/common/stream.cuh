@@ -44,15 +44,6 @@ __device__ __forceinline__ u64 evict_first() {
   return policy;
 }
 
-// Copy `bytes`, a multiple of 16, that count at the barrier. One thread does it.
-__device__ __forceinline__ void copy_bulk(void* to, const void* from, int bytes, Barrier& done, u64 policy) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
-          shared_address(to)),
-      "l"(from), "r"(bytes), "r"(shared_address(&done.word)), "l"(policy)
-      : "memory");
-}
-
 // A matrix in memory as the copy engine of sm_90 sees it, made by the host (dsv4/kernels/tiles.py).
 struct alignas(64) TensorMap {
   u8 bytes[128];
