@@ -27,4 +27,11 @@ def test_every_matrix_of_the_releases_fits(shape: tuple[int, int]) -> None:
 def test_segments_follow_from_the_shape_alone() -> None:
     """They are the order of the sums: nothing that differs between two machines or two steps may decide them."""
     assert [linear.form(rows, 8192).segments for rows in (64, 4096, 1 << 17)] == [4, 4, 4]
-    assert [linear.form(4096, columns).segments for columns in (128, 1024, 2048, 4096, 8192, 16384)] == [1, 1, 2, 4, 4, 4]
+    assert [linear.form(4096, columns).segments for columns in (128, 1024, 2048, 4096, 8192, 16384)] == [
+        1,
+        1,
+        2,
+        4,
+        4,
+        4,
+    ]
