@@ -221,6 +221,20 @@ def test_nothing_that_a_user_wrote_is_logged(
     assert canary not in caplog.text + out + err
 
 
+def test_what_users_write_is_logged_where_it_was_asked_for(llm: LLM, caplog: pytest.LogCaptureFixture) -> None:
+    """A line of JSON for the prompt, as the model reads it, and one for each answer."""
+    with running(llm, log_text=True) as server, caplog.at_level(logging.INFO, "dsv4.server.text"):
+        said = server.post(CHAT, ASK | {"messages": [{"role": "user", "content": "canary-7316"}], "n": 2}).json()
+    lines = [json.loads(record.message) for record in caplog.records if record.name == "dsv4.server.text"]
+    assert "<｜User｜>canary-7316<｜Assistant｜>" in lines[0]["prompt"]
+    answers = {line["choice"]: line for line in lines[1:]}
+    assert [line["request"] for line in lines] == [said["id"].removeprefix("chatcmpl-")] * 3
+    for choice in said["choices"]:
+        text = choice["message"].get("reasoning_content", "") + (choice["message"]["content"] or "")
+        assert answers[choice["index"]]["answer"].replace("</think>", "").startswith(text)
+        assert answers[choice["index"]]["finish"] == "length"
+
+
 def test_a_taken_port_is_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

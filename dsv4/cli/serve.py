@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -60,6 +61,9 @@ def serve(
         float, typer.Option(min=0, help="seconds of one step after which /health tells 503; 0: never")
     ] = 120,
     drain: Annotated[int, typer.Option(min=0, help="seconds that answers have to end after SIGTERM")] = 30,
+    log_text: Annotated[
+        bool, typer.Option("--log-text", help="write what users ask and are answered to stderr, as lines of JSON")
+    ] = False,
     dialect: Dialect = None,
     numerics: Numerics = "official",
     dtype: Dtype = "bfloat16",
@@ -113,11 +117,17 @@ def serve(
         deadline=deadline,
         step_limit=step_limit,
         drain=drain,
+        log_text=log_text,
     )
+    if log_text:
+        told = logging.getLogger("dsv4.server.text")
+        told.setLevel(logging.INFO)
+        told.addHandler(logging.StreamHandler())
     service = Service(llm, served)
     lines = [
         *llm.resolved.lines(),
         f"serving {max_sequences} requests at once, {max_queue} more may wait, as {', '.join(served.names)}",
+        *(["what users ask and are answered is logged (--log-text)"] if log_text else []),
         f"listening on {run.url(bound)}/v1, {_who(bound.getsockname()[0], key)}; in a browser: {run.url(bound)}/",
     ]
     err.print("\n".join(lines), style="dim", markup=False, soft_wrap=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
+import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -35,6 +37,8 @@ from dsv4.server.shapes import Head, Json, whole_answer
 from dsv4.server.static import FILES, served
 from dsv4.server.stream import EventStream, chunk_events, pushed, whole
 from dsv4.server.worker import Reading, Worker
+
+_text_log = logging.getLogger("dsv4.server.text")
 
 
 class Service:
@@ -245,12 +249,15 @@ class Service:
         """Jobs handed to the engine: a name for them, their answers, and where these come from."""
         name = uuid.uuid4().hex
         wanted = [(job, sampling) for job in jobs for sampling in job.answers]
-        choices = [Choice(n, job, self.llm.tokenizer, name) for n, (job, _) in enumerate(wanted)]
+        told = partial(log_text, name) if self.options.log_text else None
+        choices = [Choice(n, job, self.llm.tokenizer, name, told) for n, (job, _) in enumerate(wanted)]
         try:
             reading = self.worker.submit([(job.prompt, sampling) for job, sampling in wanted], timeout)
         except DSV4Error:
             self.metrics.ended["refused"] += 1
             raise
+        for job in jobs if told else ():
+            log_text(name, prompt=self.llm.tokenizer.decode(job.prompt))
         return name, choices, reading
 
     async def _read(self, kind: type[Any], request: Request) -> Any:
@@ -261,6 +268,11 @@ class Service:
             self.metrics.ended["refused"] += 1
             raise
         return asked
+
+
+def log_text(name: str, **said: object) -> None:
+    """What was asked or answered, as the model reads and writes it: a line of JSON."""
+    _text_log.info(json.dumps({"request": name} | said, ensure_ascii=False))
 
 
 def fingerprint(llm: LLM) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from dsv4.chat.control import END_THINK
@@ -18,8 +19,10 @@ FINISH = {"stop": "stop", "role_token": "stop", "stop_string": "stop", "length":
 class Choice:
     """Feed it the deltas of one request. Streamed and whole answers are made of the same events."""
 
-    def __init__(self, index: int, job: Job, tokenizer: Tokenizer, name: str) -> None:
-        """`name` makes the ids of calls unique among all answers."""
+    def __init__(
+        self, index: int, job: Job, tokenizer: Tokenizer, name: str, log: Callable[..., None] | None = None
+    ) -> None:
+        """`name` makes the ids of calls unique among all answers. `log` is told of the answer when it is whole."""
         self.index, self.job, self.seed = index, job, job.answers[0].seed
         self.events: list[Event] = []
         self.ids: list[int] = []  # all that was sampled
@@ -28,7 +31,7 @@ class Choice:
         self.hash: str | None = None  # of the logits behind all tokens, when the answer is whole
         self.finish: str | None = None
         self._ended: str | None = None  # the same in the engine's words
-        self._tokenizer = tokenizer
+        self._tokenizer, self._log = tokenizer, log
         self._thinking = bool(job.in_reasoning)
         self._end_think = tokenizer.controls[END_THINK]
         self._logprobs: list[dict[str, Any]] = []
@@ -54,6 +57,8 @@ class Choice:
         events = self._parsed(delta)
         if delta.finish:
             self.finish, self._ended = FINISH[delta.finish], delta.finish
+            if self._log is not None:
+                self._log(choice=self.index, answer=self._tokenizer.decode(self.ids), finish=delta.finish)
             if self.job.said is not None:
                 self.job.said.keep(self.job.prompt, self.ids)
         if self.job.one_call and ToolCallEnd(0) in events:

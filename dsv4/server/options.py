@@ -13,7 +13,7 @@ class ServerOptions:
     pause; `stall`: seconds of such a pause after which they end. `deadline`: seconds from acceptance after which any
     request ends, None for never. `step_limit`: seconds of one step of the engine after which /health tells that it
     hangs, 0 for never. `body`: largest request in bytes. `drain`: seconds that running answers have when the server is
-    told to stop.
+    told to stop. `log_text`: write what users ask and what they are answered into the log, which is never done unasked.
     """
 
     names: tuple[str, ...]
@@ -25,3 +25,4 @@ class ServerOptions:
     step_limit: float = 120.0
     body: int = 16 << 20
     drain: int = 30
+    log_text: bool = False
