@@ -13,6 +13,7 @@ from dsv4.bench.load_figures import figures, percentile, read_slo
 from dsv4.check.wire import Client
 from dsv4.cli.main import main
 from dsv4.config import EngineOptions
+from dsv4.engine.request import Sampling
 from dsv4.errors import RequestError
 from dsv4.llm import LLM
 from tests import PICO
@@ -44,6 +45,15 @@ def test_prompts_repeat_with_the_seed_and_begin_differently() -> None:
     assert bodies == [Traffic(model="m", prompt=Length(20, 40)).body(n) for n in range(50)]
     assert len({user(body).split()[0] for body in bodies}) == 50
     assert bodies[0] != Traffic(model="m", seed=1, prompt=Length(20, 40)).body(0)
+
+
+def test_the_embedded_model_has_an_answer_to_them() -> None:
+    llm = LLM.load(None, EngineOptions(max_context=512, max_sequences=1))
+    for number in range(3):
+        asked = json.loads(Traffic(model="m").body(number))
+        prompt = llm.tokenizer.encode_prompt(llm.prompt(asked["messages"]).pieces)
+        assert 120 <= len(prompt) <= 140
+        assert len(list(llm.generate(prompt, Sampling(max_tokens=32, seed=number)))) == 32
 
 
 def test_a_shared_prefix_is_shared() -> None:

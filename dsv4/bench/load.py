@@ -20,6 +20,8 @@ from dsv4.check.wire import Broken, Client, data
 from dsv4.errors import DSV4Error, RequestError
 
 CHAT: Final = "/chat/completions"
+QUESTION: Final = "Tell me a short story about a dog."  # behind the words, to which a model may have nothing to say
+OVERHEAD: Final = 14  # tokens of that, of the request's own name and of a turn
 WORDS: Final = [
     "time",
     "year",
@@ -91,7 +93,7 @@ class Traffic:
     def _text(self, number: int, length: int, chance: random.Random) -> str:
         common = random.Random(f"{self.seed}/shared").choices(WORDS, k=self.shared)
         name = hashlib.sha256(f"{self.seed}/{number}".encode()).hexdigest()[:8]
-        return " ".join([*common, name, *chance.choices(WORDS, k=max(0, length - 4))])
+        return " ".join([*common, name, *chance.choices(WORDS, k=max(0, length - OVERHEAD)), QUESTION])
 
 
 def read_prompts(path: Path) -> list[dict[str, Any]]:
