@@ -50,20 +50,18 @@ def said(arguments: Arguments) -> str:
     return listed([f"{key} {json.dumps(each) if isinstance(each, bool) else each}" for key, each in arguments.items()])
 
 
-THOUGHTS = (
-    "The user wants {wants}. I should call {tool} with {arguments}.",
-    "{tool} fits here: {arguments}.",
-    "This needs {tool}. From the question I take {arguments}.",
-    "I use {tool} with {arguments}.",
-)
+def thought(uses: Sequence[Use], tools: Sequence[Mapping[str, Any]]) -> str:
+    """The reasoning that leads to the calls: what is wanted, what there is, what fits.
+
+    It names all tools before it says which: who decides without having looked refuses what could be done.
+    """
+    calls = "; ".join(f"{one.tool} with {said(one.arguments)}" for one in uses)
+    return f"{_looked([one.tool for one in uses], tools)} I call {calls}."
 
 
-def thought(uses: Sequence[Use], random: Random) -> str:
-    """The reasoning that leads to the calls."""
-    template = random.choice(THOUGHTS)
-    return " ".join(
-        template.format(wants=pool()[one.tool]["wants"], tool=one.tool, arguments=said(one.arguments)) for one in uses
-    )
+def _looked(wanted: Sequence[str], tools: Sequence[Mapping[str, Any]]) -> str:
+    wants = listed([pool()[name]["wants"] for name in wanted])
+    return f"The user wants {wants}. Tools: {', '.join(tool['function']['name'] for tool in tools)}."
 
 
 def wish(one: Use, random: Random) -> str:
@@ -117,10 +115,10 @@ def _ended(one: Use) -> str:
 
 def _calling(family: str, uses: list[Use], question: str, random: Random, thinking: bool) -> Item:
     calls = tuple((one.tool, one.arguments) for one in uses)
+    tools = offered([one.tool for one in uses], random)
     return Item(
         family, " & ".join(one.key for one in uses), asked(question, random), "",
-        thought(uses, random) if thinking else "", calls, thinking,
-        tools=offered([one.tool for one in uses], random), wanted=calls, facts=_parts(uses),
+        thought(uses, tools) if thinking else "", calls, thinking, tools=tools, wanted=calls, facts=_parts(uses),
     )  # fmt: skip
 
 
@@ -189,7 +187,7 @@ def _no_tool(random: Random, thinking: bool) -> Item:
     one = use(random.choice(list(pool())), random)
     tools = offered([], random, without=RELATED.get(one.tool, (one.tool,)))
     question = asked(wish(one, random), random)
-    why = f"The user wants {pool()[one.tool]['wants']}, but no tool here does that." if thinking else ""
+    why = f"{_looked([one.tool], tools)} None does that." if thinking else ""
     answer = random.choice(NO_TOOL)
     return Item("tool_none", one.key, question, answer, why, (), thinking, tools=tools, facts={"parts": []})
 
@@ -212,15 +210,16 @@ def make_result(random: Random, thinking: bool, size: int) -> Item:
     known = {**one.arguments, **result}
     answer = random.choice([text for text in tool["answers"] if set(SLOT.findall(text)) <= set(known)])
     values = [str(result[key]) for key in SLOT.findall(answer) if key in result]
+    tools = offered([one.tool], random)
     messages = (
         *asked(wish(one, random), random),
-        _call_message(one, thought([one], random) if thinking else "", random),
+        _call_message(one, thought([one], tools) if thinking else "", random),
     )
     return Item(
         "tool_result", f"{one.key} {json.dumps(result)}", _with_result(messages, result),
         _capital(answer.format(**known)),
         f"The result says {said(result)}." if thinking else "", (), thinking,
-        tools=offered([one.tool], random), wanted=tuple(values), facts=_parts([one]),
+        tools=tools, wanted=tuple(values), facts=_parts([one]),
     )  # fmt: skip
 
 
