@@ -112,7 +112,14 @@ def as_text(start: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("start", "case"), [(as_200, "a body that is no JSON"), (as_200, "a wrong key"), (as_text, "framing")]
+    ("start", "case"),
+    [
+        (as_200, "a body that is no JSON"),
+        (as_200, "a wrong key"),
+        (as_200, "a call without an answer"),
+        (as_200, "an answer to a call that was not made"),
+        (as_text, "framing"),
+    ],
 )
 def test_a_planted_status_or_header_is_caught(server: Running, start: Any, case: str) -> None:
     assert with_fault(server, case, start=start).verdict == "FAIL"

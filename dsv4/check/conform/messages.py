@@ -22,6 +22,7 @@ TOOL: Final = {"name": "warmth", "description": "of a city", "input_schema": PAR
 CALL: Final[Mapping[str, Any]] = {
     "messages": [{"role": "user", "content": QUESTION}], "tools": [TOOL], "max_tokens": 200, "temperature": 0
 }  # fmt: skip
+USE: Final = {"type": "tool_use", "id": "toolu_1", "name": "warmth", "input": {"city": "Paris"}}
 UNASKED: Final = {"type": "tool_result", "tool_use_id": "toolu_none", "content": "17 degrees"}
 FORM: Final = {"format": {"type": "json_schema", "schema": SCHEMA}}
 
@@ -130,6 +131,7 @@ CASES: Final = (
     _wrong("a message of an unknown role", _of({"role": "wizard", "content": "Hello."})),
     _wrong("a block of an unknown type", _of({"role": "user", "content": [{"type": "no-such-type"}]})),
     _wrong("a result of a tool that was not used", _of(*HELLO, {"role": "user", "content": [UNASKED]})),
+    _wrong("a tool used without a result", _of(*HELLO, {"role": "assistant", "content": [USE]}, *HELLO)),
     _wrong("two tools of one name", {**CALL, "tools": [TOOL, TOOL]}),
     _wrong("no max_tokens", {"messages": HELLO}),
     _wrong("max_tokens of 0", {**SHORT, "max_tokens": 0}),
