@@ -96,6 +96,7 @@ CASES: Final = (
     _response("a function's output", _output("17 degrees"), r.formed, r.longer, after="a function call"),
     _response("a function's output in parts", _output(_said("17 degrees")), r.formed, after="a function call",
               like="a function's output"),
+    _response("a client that leaves a response", {**LONG, "stream": True}, r.formed, leave=True),
     _response("previous_response_id", _from, r.kept),
     _wrong("an unknown previous_response_id", {**SHORT, "previous_response_id": "resp_none"}, 400, 404),
     _option("without reasoning", {**LONG, "reasoning": {"effort": "none"}}, r.silent),
