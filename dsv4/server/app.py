@@ -107,7 +107,7 @@ class Service:
         """200 while new requests are taken and get on; 503 when it is shutting down, has stopped or hangs."""
         self.worker.check()
         if self.worker.hang is not None:
-            raise Refusal("the engine hangs", status=503, code="engine_hangs", got=self.worker.hang)
+            raise Refusal(f"the engine hangs: {self.worker.hang}", status=503, code="engine_hangs")
         return JSONResponse({"status": "ok"})
 
     async def version(self) -> Json:
