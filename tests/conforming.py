@@ -118,6 +118,18 @@ def asking(**fields: Any) -> Callable[[bytes], bytes]:
     return changed
 
 
+def breaking(good: int) -> Callable[[dict[str, Any]], None]:
+    """A server that gives so many answers and then none."""
+    left = [good]
+
+    def start(message: dict[str, Any]) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            message["status"] = 500
+
+    return start
+
+
 def events(change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> Change:
     """Change the events of a stream, which bear their types as their names; whole answers stay as they are."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,11 +77,12 @@ def test_percentiles() -> None:
 
 def test_latency_counts_from_the_intended_start() -> None:
     """A request that had to wait for its turn 5 s was 6 s under way: no coordinated omission."""
-    record = Record(intended=10, begun=15, arrivals=[16, 16.5, 18], end=19, prompt_tokens=9, tokens=5)
+    record = Record(intended=10, begun=15, arrivals=[16, 16.5, 18], end=19, prompt_tokens=9, cached=4, tokens=5)
     late = Record(intended=11, begun=11, end=12, error="HTTP 429")
     found = figures(Point(users=1, records=[record, late], begun=10), {"ttft": 6000, "tpot": 499})
     assert found.line() | {"seconds": 0} == {
-        "rate": None, "users": 1, "good": 1, "errors": {"HTTP 429": 1}, "seconds": 0, "requests_per_second": 0.111,
+        "rate": None, "users": 1, "good": 1, "errors": {"HTTP 429": 1}, "cached_tokens": 4, "seconds": 0,
+        "requests_per_second": 0.111,
         "prompt_tokens_per_second": 1.0, "tokens_per_second": 0.556, "goodput_per_second": 0.0, "met": 0,
         "ttft_ms": dict.fromkeys(("p50", "p90", "p95", "p99"), 6000), "client_late_p99_ms": 5000,
         "tpot_ms": dict.fromkeys(("p50", "p90", "p95", "p99"), 500),
@@ -112,6 +114,19 @@ def test_errors_are_counted_by_their_kind(server: Running) -> None:
     assert figures(point, {}).errors == {"HTTP 400": 4}
     with pytest.raises(RequestError, match="warm-up"):
         measure(Client(server.url), lambda _: wrong, [point], "pico", count=4, warm_up=1, seen=lambda: None)
+
+
+def test_no_load_repeats_what_another_asked() -> None:
+    """A server with a prefix cache would have the answer half done; what it remembers all the same is told."""
+    points = [Point(users=1), Point(users=2), Point(rate=200.0)]
+    asked = Traffic(model="pico", prompt=Length(300, 300), answer=Length(2, 2), seed=5)
+    how: dict[str, Any] = {"count": 3, "warm_up": 1, "seen": lambda: None}
+    with running(LLM.load(PICO, EngineOptions(max_sequences=4, max_context=2048))) as server:
+        measure(Client(server.url), lambda _: asked, points, "pico", **how)
+        assert [figures(point, {}).cached for point in points] == [0, 0, 0]
+        again = Point(users=1)
+        measure(Client(server.url), lambda _: asked, [again], "pico", **how)
+    assert figures(again, {}).cached >= 3 * 256
 
 
 def test_a_sweep_is_a_table_lines_and_a_picture(

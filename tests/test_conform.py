@@ -14,7 +14,7 @@ from dsv4.check.wire import Client
 from dsv4.cli.main import main
 from dsv4.config import EngineOptions
 from dsv4.llm import LLM
-from tests.conforming import KEY, Change, Faulty, other_name, speaker, swap, with_fault
+from tests.conforming import KEY, Change, Faulty, breaking, other_name, speaker, swap, with_fault
 from tests.serving import Running, running
 
 
@@ -112,7 +112,15 @@ def as_text(start: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("start", "case"), [(as_200, "a body that is no JSON"), (as_200, "a wrong key"), (as_text, "framing")]
+    ("start", "case"),
+    [
+        (as_200, "a body that is no JSON"),
+        (as_200, "a wrong key"),
+        (as_200, "a call without an answer"),
+        (as_200, "an answer to a call that was not made"),
+        (as_text, "framing"),
+        (breaking(1), "a client that leaves"),
+    ],
 )
 def test_a_planted_status_or_header_is_caught(server: Running, start: Any, case: str) -> None:
     assert with_fault(server, case, start=start).verdict == "FAIL"

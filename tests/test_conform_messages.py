@@ -9,7 +9,19 @@ from typing import Any
 import pytest
 
 from dsv4.check.conform.messages import CASES
-from tests.conforming import Change, asking, caught, events, other_name, speaker, swap, thinker, whole, with_fault
+from tests.conforming import (
+    Change,
+    asking,
+    breaking,
+    caught,
+    events,
+    other_name,
+    speaker,
+    swap,
+    thinker,
+    whole,
+    with_fault,
+)
 from tests.serving import Running
 
 
@@ -122,6 +134,8 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "blocks that are not read": ({"asked": swap('[{"type": "text", "text": "Say hello."}]', '"Hi"')}, "text in blocks"),
     "system ignored": ({"asked": asking(system=None)}, "a system prompt"),
     "system in blocks ignored": ({"asked": asking(system=None)}, "a system prompt in blocks"),
+    "what was begun is not read": ({"body": counts_of(5)}, "an answer that is begun"),
+    "nothing more when somebody has left": ({"start": breaking(2)}, "a client that leaves a message"),
     "one length for all prompts": ({"body": counts_of(5)}, "thinking sent back"),
     "a result that is not read": ({"body": counts_of(5)}, "a tool's result"),
     "counts that are near": ({"body": one_more}, "tokens of a message"),

@@ -9,7 +9,19 @@ from typing import Any
 import pytest
 
 from dsv4.check.conform.responses import CASES
-from tests.conforming import Change, asking, caught, events, other_name, speaker, swap, thinker, whole, with_fault
+from tests.conforming import (
+    Change,
+    asking,
+    breaking,
+    caught,
+    events,
+    other_name,
+    speaker,
+    swap,
+    thinker,
+    whole,
+    with_fault,
+)
 from tests.serving import Running
 
 Json = dict[str, Any]
@@ -106,6 +118,7 @@ def broken(start: dict[str, Any]) -> None:
 STREAM, CALL = "a response, streamed", "a function call, streamed"
 # Named after what is wrong: how, and the case that has to catch it. `body` changes answers, `asked` what is read.
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {
+    "nothing more when somebody has left": ({"start": breaking(2)}, "a client that leaves a response"),
     # whole answers
     "another object": ({"body": answering(object="chat.completion")}, "a response"),
     "no output": ({"body": other_name("output")}, "a response"),

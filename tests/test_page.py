@@ -160,6 +160,24 @@ def test_calls_are_shown_as_they_come_and_their_results_go_back(tab: Tab, llm: L
     ]
 
 
+def test_a_call_is_answered_even_if_something_else_is_said(tab: Tab, llm: LLM) -> None:
+    """A history with a call that nothing answers would be refused."""
+    tab.set(Tools=json.dumps(TOOLS))
+    with dictated(llm, "</think>" + BOTH):
+        tab.ask("How warm is it?")
+        tab.answer("I look it up.")
+    tab.page.get_by_label("Result of warmth").first.fill("20")
+    with dictated(llm, THOUGHT):
+        tab.ask("Never mind")
+        tab.answer("Paris")
+    expect(tab.page.locator("article.user")).to_have_text(
+        ["How warm is it?", "Result of warmth20", "Result of warmth(empty)", "Never mind"]
+    )
+    assert [(one["role"], one["content"]) for one in tab.sent[1]["messages"][2:]] == [
+        ("tool", "20"), ("tool", ""), ("user", "Never mind")
+    ]  # fmt: skip
+
+
 def test_half_a_call_is_shown_and_not_sent_back(tab: Tab, server: Running, llm: LLM) -> None:
     tab.set(Tools=json.dumps(TOOLS), Max_tokens="60")
     with dictated(llm, "</think>Well." + block(invoke(parameter("city", "a long name " * 20)))):

@@ -15,8 +15,8 @@ from dsv4.llm import LLM
 from dsv4.server.app import Service
 from dsv4.server.options import ServerOptions
 from tests import PICO
+from tests.asgi import CHAT, Slow, asked, idle
 from tests.serving import ENDLESS, FRANCE, OFF, STORY, Running, gated, running, slowly, until
-from tests.test_server_load import CHAT, Slow, asked, idle
 
 LONG = {"messages": STORY, "max_tokens": 200, "logit_bias": ENDLESS} | OFF
 WORDY = {"messages": [{"role": "user", "content": "fish " * 200}], "max_tokens": 1} | OFF  # long before its first token

@@ -1,4 +1,4 @@
-"""Many clients at once: who gets what, who waits, who is refused; leaving, failing, ending."""
+"""Many clients at once: who gets what, who waits, who is refused; failing, ending."""
 
 from __future__ import annotations
 
@@ -20,23 +20,13 @@ from dsv4.llm import LLM
 from dsv4.server.app import Service
 from dsv4.server.options import ServerOptions
 from tests import PICO
-from tests.serving import ENDLESS, FRANCE, OFF, STORY, Running, changed, gated, running, until
-
-CHAT = "/v1/chat/completions"
-SCOPE = {
-    "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "method": "POST", "path": CHAT,
-    "headers": [(b"content-type", b"application/json")], "query_string": b"", "http_version": "1.1",
-}  # fmt: skip
-LONG = {"messages": STORY, "max_tokens": 200, "stream": True, "logit_bias": ENDLESS} | OFF
+from tests.asgi import CHAT, LONG, SHORT, Slow, asked, content, idle
+from tests.serving import FRANCE, OFF, Running, changed, gated, running, until
 
 
 @pytest.fixture(scope="module")
 def llm() -> LLM:
     return LLM.load(PICO, EngineOptions(max_sequences=5, max_context=256, prefill_chunk=16))
-
-
-def idle(server: Running) -> bool:
-    return not server.service.llm.engine.busy and server.service.worker.live == 0
 
 
 # --- the same answer in any company ----------------------------------------------------------------------------------
@@ -82,183 +72,6 @@ def test_answers_and_logprobs_do_not_depend_on_company(server: Running) -> None:
     finally:
         del runner.run
     assert max(widths) > 2  # they did share steps
-
-
-# --- leaving ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_client_that_leaves_a_stream_ends_its_request(server: Running, llm: LLM) -> None:
-    before = server.ended("cancelled")
-    with gated(llm), server.http.stream("POST", CHAT, json=LONG) as answer:
-        lines = answer.iter_lines()
-        assert "assistant" in next(lines)
-        until(lambda: llm.engine.busy)
-        answer.close()
-        until(lambda: server.ended("cancelled") == before + 1)
-    until(lambda: idle(server))
-    assert server.ended("cancelled") == before + 1
-
-
-def test_a_client_that_leaves_before_its_answer_is_whole_ends_its_request(server: Running, llm: LLM) -> None:
-    before = server.ended("cancelled")
-    with gated(llm):
-        with pytest.raises(httpx.ReadTimeout):
-            server.http.post(CHAT, json=LONG | {"stream": False}, timeout=httpx.Timeout(60, read=0.2))
-        until(lambda: server.ended("cancelled") == before + 1)
-    until(lambda: idle(server))
-    assert server.ended("cancelled") == before + 1
-
-
-def test_a_closed_stream_of_the_openai_client_ends_all_its_answers(server: Running, llm: LLM) -> None:
-    before = server.ended("cancelled")
-    client = server.client()
-    with gated(llm):
-        stream = client.chat.completions.create(
-            model="pico", messages=STORY, n=3, stream=True, max_tokens=200, logit_bias=ENDLESS, extra_body=OFF
-        )
-        next(iter(stream))
-        stream.close()
-        until(lambda: server.ended("cancelled") == before + 3)
-    until(lambda: idle(server))
-
-
-def test_a_client_that_leaves_with_half_a_request_sent_is_no_error(llm: LLM, caplog: pytest.LogCaptureFixture) -> None:
-    service = Service(llm, ServerOptions(names=("pico",)))
-
-    async def receive() -> Any:
-        return {"type": "http.disconnect"}
-
-    async def send(_: Any) -> None: ...
-
-    asyncio.run(service.app(SCOPE, receive, send))
-    assert caplog.text == ""
-
-
-# --- reading slowly --------------------------------------------------------------------------------------------------
-
-
-class Slow:
-    """A client at the other end of ASGI that takes nothing more until it is let."""
-
-    def __init__(self) -> None:
-        self.go, self.begun = asyncio.Event(), asyncio.Event()
-        self.body = b""
-
-    async def send(self, message: Any) -> None:
-        if message["type"] == "http.response.body":
-            self.begun.set()
-            await self.go.wait()
-            self.body += message.get("body", b"")
-
-    def text(self) -> str:
-        return self.body.decode()
-
-
-async def asked(service: Service, sent: Any, send: Any, then: Any = None) -> None:
-    body = json.dumps(sent).encode()
-    messages = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def receive() -> Any:
-        if messages:
-            return messages.pop()
-        return await (then or asyncio.Event().wait)()
-
-    await service.app(SCOPE, receive, send)
-
-
-class Leaving(Slow):
-    """And one that goes away while it takes nothing."""
-
-    async def receive(self) -> Any:
-        await self.go.wait()
-        return {"type": "http.disconnect"}
-
-
-def content(stream: str) -> str:
-    lines = [line[6:] for line in stream.split("\n\n") if line.startswith("data: {")]
-    choices = [choice for line in lines for choice in json.loads(line).get("choices", ())]
-    return "".join(choice["delta"].get("content") or "" for choice in choices)
-
-
-SHORT = {"messages": FRANCE, "stream": True} | OFF
-
-
-def test_a_slow_reader_waits_and_nobody_else(llm: LLM) -> None:
-    """It is put on hold after `unread` tokens, others answer meanwhile, and in the end it has all of its answer."""
-    service = Service(llm, ServerOptions(names=("pico",), unread=4))
-
-    async def scene() -> tuple[str, str, int]:
-        service.worker.start()
-        slow, quick = Slow(), Slow()
-        quick.go.set()
-        waiting = asyncio.ensure_future(asked(service, SHORT, slow.send))
-        await slow.begun.wait()
-        (reading,) = {theirs for theirs, _ in await until_there(service)}
-        while reading.held_since is None:
-            await asyncio.sleep(0.01)
-        for _ in range(3):
-            await asked(service, SHORT, quick.send)
-        unread = reading.sent
-        assert not waiting.done()
-        slow.go.set()
-        await waiting
-        service.worker.stop()
-        return slow.text(), quick.text(), unread
-
-    slow, quick, unread = asyncio.run(asyncio.wait_for(scene(), 60))
-    assert content(slow) == "The capital of France is Paris."
-    assert content(quick) == 3 * content(slow)
-    assert slow.rstrip().endswith("[DONE]")
-    assert 4 < unread <= 4 + 3  # a step gives at most one token and two guesses
-
-
-def test_a_client_may_leave_while_it_is_on_hold(llm: LLM) -> None:
-    service = Service(llm, ServerOptions(names=("pico",), unread=2))
-
-    async def scene() -> None:
-        service.worker.start()
-        client, leaving = Slow(), Leaving()
-        waiting = asyncio.ensure_future(asked(service, SHORT, client.send, leaving.receive))
-        (reading,) = {theirs for theirs, _ in await until_there(service)}
-        while reading.held_since is None:
-            await asyncio.sleep(0.01)
-        leaving.go.set()
-        await waiting
-        while service.worker.live:
-            await asyncio.sleep(0.01)
-        service.worker.stop()
-
-    asyncio.run(asyncio.wait_for(scene(), 60))
-    assert service.metrics.ended == {"cancelled": 1}
-
-
-async def until_there(service: Service) -> list[Any]:
-    while not service.worker._clients:
-        await asyncio.sleep(0.01)
-    return list(service.worker._clients.values())
-
-
-def test_an_answer_that_nobody_reads_ends_and_frees_its_place(llm: LLM) -> None:
-    service = Service(llm, ServerOptions(names=("pico",), unread=2, stall=0.2))
-
-    async def scene() -> str:
-        service.worker.start()
-        slow = Slow()
-        waiting = asyncio.ensure_future(asked(service, SHORT, slow.send))
-        await slow.begun.wait()
-        await until_there(service)
-        while service.worker.live:
-            await asyncio.sleep(0.01)
-        slow.go.set()
-        await waiting
-        service.worker.stop()
-        return slow.text()
-
-    text = asyncio.run(asyncio.wait_for(scene(), 60))
-    assert "The capital of France is Paris.".startswith(content(text))
-    last = json.loads(text.rstrip().rpartition("data: ")[2])
-    assert last["error"]["code"] == "reader_stalled"
-    assert service.metrics.ended == {"stalled": 1}
 
 
 # --- no room ---------------------------------------------------------------------------------------------------------

@@ -84,9 +84,12 @@ def past(*blocks: Any) -> dict[str, Any]:
     return {"messages": [*FRANCE, {"role": "assistant", "content": list(blocks)}, *FRANCE]}
 
 
-def answered(result: Any) -> dict[str, Any]:
-    called = past({"type": "tool_use", "id": "a", "name": "b", "input": {}})["messages"][:2]
-    return {"messages": [*called, {"role": "user", "content": [result]}]}
+USE = {"type": "tool_use", "id": "a", "name": "b", "input": {}}
+RESULT = {"type": "tool_result", "tool_use_id": "a", "content": "x"}
+
+
+def answered(*results: Any) -> dict[str, Any]:
+    return {"messages": [*past(USE)["messages"][:2], {"role": "user", "content": list(results)}]}
 
 
 @pytest.mark.parametrize(
@@ -114,7 +117,16 @@ def answered(result: Any) -> dict[str, Any]:
         ),
         (past({"type": "tool_use", "name": "b", "input": {}}), "messages.1.content.0.id"),
         (past({"type": "thinking"}), "messages.1.content.0.thinking"),
-        ({"messages": past({"type": "tool_use", "id": "a", "name": "b", "input": {}})["messages"][:2]}, "tool_result"),
+        ({"messages": past(USE)["messages"][:2]}, "messages.1; got no answer to 'a'; wanted a tool_result for each"),
+        (past(USE), "messages.2; got no answer to 'a'; wanted a tool_result for each tool_use of the message before"),
+        ({"messages": [*past(USE, USE | {"id": "c"})["messages"][:2], *user(RESULT)["messages"]]}, "no answer to 'c'"),
+        ({"messages": [*past(USE)["messages"], *past()["messages"][1:]]}, "messages.2; got no answer to 'a'"),
+        (past(USE, USE), "messages.1.content.1.id; got 'a'; wanted an id of its own for each tool_use"),
+        (answered(RESULT, RESULT), "messages.2.content.1.tool_use_id; got 'a'; wanted one tool_result for each"),
+        (
+            {"messages": [*answered(RESULT)["messages"], *past()["messages"][1:2], *user(RESULT)["messages"]]},
+            "messages.4.content.0.tool_use_id; got 'a'; wanted the id of a call that stands before it",
+        ),
         ({"system": [PICTURE]}, "system.0.type; got 'image'"),
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "this server brings no tools of its own"),
         ({"tools": [{"name": "f"}]}, "tools.0.input_schema; got None; wanted an object"),

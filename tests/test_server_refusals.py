@@ -17,6 +17,8 @@ from dsv4.config import EngineOptions
 from dsv4.errors import ConfigError
 from dsv4.llm import LLM
 from dsv4.server import run
+from dsv4.server.job import check_calls
+from dsv4.server.refusal import Refusal
 from dsv4.server.schema import IGNORED, NEUTRAL
 from tests import PICO
 from tests.serving import FRANCE, OFF, Running, running, until
@@ -64,7 +66,7 @@ def error(answer: httpx.Response, status: int = 400) -> dict[str, Any]:
         ({"messages": [{"role": "assistant", "content": "x"}]}, None, "leaves the model no turn"),
         ({"messages": [RESULT]}, "messages", "messages.0.tool_call_id; got 'a'; wanted the id of a call that stands"),
         ({"messages": [called("b"), RESULT]}, "messages", "messages.1.tool_call_id; got 'a'"),
-        ({"messages": [called("a"), called(), RESULT]}, "messages", "messages.2.tool_call_id; got 'a'"),
+        ({"messages": [called("a"), *FRANCE]}, "messages", "messages.0.tool_calls; got no answer to 'a'; wanted a"),
         ({"messages": [called("a"), {"role": "tool", "content": "x"}]}, "messages", "tool_call_id; got None"),
         ({"tools": [TOOL, TOOL]}, None, "tools; got 2 of the name 'f'; wanted a name of its own for each"),
         ({"temperature": "0.5"}, "temperature", "valid number; got '0.5'"),
@@ -103,6 +105,37 @@ def test_a_chat_that_cannot_be_had(server: Running, changes: Any, param: str | N
     found = error(server.post(CHAT, ASK | changes))
     assert said in found["message"]
     assert (found["type"], found["param"]) == ("invalid_request_error", param)
+
+
+def answers(*names: str) -> list[dict[str, Any]]:
+    return [RESULT | {"tool_call_id": name} for name in names]
+
+
+@pytest.mark.parametrize("more", [[], FRANCE, [called("c"), *answers("c")]])
+def test_calls_are_answered_in_any_order(more: Any) -> None:
+    """And twice, if a client says so."""
+    check_calls([*FRANCE, called("a", "b"), *answers("b", "a", "b"), *more])
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        ([called("a"), *answers("a"), called(), *answers("a")], "messages.3.tool_call_id; got 'a'; wanted the id of"),
+        ([called("a"), *answers("a"), *FRANCE, *answers("a")], "messages.3.tool_call_id; got 'a'"),
+        (
+            [called("b", "a"), *FRANCE],
+            "messages.0.tool_calls; got no answer to 'a', 'b'; wanted a message of role tool",
+        ),
+        ([*FRANCE, called("a", "b"), *answers("a")], "messages.1.tool_calls; got no answer to 'b'"),
+        ([called("a", "b"), *answers("a"), *FRANCE, *answers("b")], "messages.0.tool_calls; got no answer to 'b'"),
+        ([{"role": "assistant", "tool_calls": [{}]}, *FRANCE], "messages.0.tool_calls.0.id; got None; wanted a text"),
+    ],
+)
+def test_calls_without_answers_and_answers_without_calls(messages: Any, said: str) -> None:
+    with pytest.raises(Refusal) as refused:
+        check_calls(messages)
+    assert str(refused.value).startswith(said)
+    assert refused.value.param == "messages"
 
 
 @pytest.mark.parametrize(

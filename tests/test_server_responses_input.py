@@ -47,6 +47,9 @@ def said(content: str = "", reasoning: str = "", *calls: str) -> dict[str, Any]:
     return {"role": "assistant", "reasoning_content": reasoning, "content": content, "tool_calls": made}
 
 
+RESULT = {"role": "tool", "tool_call_id": "a", "content": [{"type": "text", "text": "x"}]}
+
+
 def answer(*texts: str) -> dict[str, Any]:
     parts = [{"type": "output_text", "text": one, "annotations": [], "logprobs": []} for one in texts]
     return {"type": "message", "id": "m", "status": "completed", "role": "assistant", "content": parts}
@@ -68,14 +71,16 @@ def thought(content: Any = None, summary: Any = (), **more: Any) -> dict[str, An
          [{"role": "user", "content": text("a", "b")}]),
         ([USER, {"role": "assistant", "content": "Hi."}], [{"role": "user", "content": text(FRANCE)}, said("Hi.")]),
         ([thought(["So", " be it."]), answer("Yes", ".")], [said("Yes.", "So be it.")]),
-        ([thought(summary=["One.", "Two."]), CALL], [said("", "One.\n\nTwo.", "a")]),
+        ([thought(summary=["One.", "Two."]), CALL, OUTPUT], [said("", "One.\n\nTwo.", "a"), RESULT]),
         ([thought(["It."], ["Shown."], encrypted_content="x")], [said("", "It.")]),
         ([thought(), thought(["A"]), thought(["B"])], [said("", "AB")]),
         ([thought(["A"]), answer("B"), thought(["C"]), answer("D")], [said("B", "A"), said("D", "C")]),
         ([answer("A"), answer("B")], [said("A"), said("B")]),
-        ([answer("A"), CALL, CALL | {"call_id": "b"}, answer("B")], [said("AB", "", "a", "b")]),
-        ([CALL, OUTPUT, CALL | {"call_id": "b"}],
-         [said("", "", "a"), {"role": "tool", "tool_call_id": "a", "content": text("x")}, said("", "", "b")]),
+        ([answer("A"), CALL, CALL | {"call_id": "b"}, answer("B"), OUTPUT, OUTPUT | {"call_id": "b"}],
+         [said("AB", "", "a", "b"), RESULT, RESULT | {"tool_call_id": "b"}]),
+        ([CALL, OUTPUT, CALL | {"call_id": "b"}, OUTPUT | {"call_id": "b"}],
+         [said("", "", "a"), RESULT, said("", "", "b"), RESULT | {"tool_call_id": "b"}]),
+        ([CALL, USER, OUTPUT], [said("", "", "a"), {"role": "user", "content": text(FRANCE)}, RESULT]),
         ([CALL, OUTPUT | {"output": [{"type": "input_text", "text": "x"}, {"type": "input_image", "image_url": "y"}]}],
          [said("", "", "a"), {"role": "tool", "tool_call_id": "a", "content": [*text("x"), {"type": "image"}]}]),
     ],
@@ -154,7 +159,8 @@ def user(*parts: Any) -> dict[str, Any]:
         ({"input": [thought(encrypted_content="x"), USER]}, "input", "input.0.encrypted_content; got 'encrypted"),
         ({"input": [thought() | {"content": [{}]}, USER]}, "input", "input.0.content.0.text"),
         ({"input": [USER, answer("A")]}, "input", "a turn of the model at its end"),
-        ({"input": [USER, CALL]}, "input", "a turn of the model at its end"),
+        ({"input": [USER, CALL]}, "input", "input; got no answer to 'a'; wanted a function_call_output for each"),
+        ({"input": [CALL, CALL | {"call_id": "b"}, OUTPUT, USER]}, "input", "no answer to 'b'"),
         ({"input": [USER, {"role": "developer", "content": "x"}]}, None, "leaves the model no turn"),
         ({"instructions": ["x"]}, "instructions", "valid string"),
         ({"tools": [{"type": "web_search"}]}, "tools", "tools.0.type; got 'web_search'; wanted function: this server"),

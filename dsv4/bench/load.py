@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import json
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -115,13 +117,17 @@ def read_prompts(path: Path) -> list[dict[str, Any]]:
 
 @dataclass
 class Record:
-    """One request. Times in seconds of one clock; `tokens` as the server counts them, else its events with text."""
+    """One request. Times in seconds of one clock; `tokens` as the server counts them, else its events with text.
+
+    `cached`: tokens of the prompt that the server says it had.
+    """
 
     intended: float
     begun: float = 0.0
     arrivals: list[float] = field(default_factory=list)
     end: float = 0.0
     prompt_tokens: int = 0
+    cached: int = 0
     tokens: int = 0
     error: str | None = None
 
@@ -163,8 +169,10 @@ async def _read(lines: AsyncIterator[bytes], record: Record) -> bool:
     async for line in lines:
         value = data(line)
         if value == b"[DONE]":
-            record.prompt_tokens = (usage or {}).get("prompt_tokens", 0)
-            record.tokens = (usage or {}).get("completion_tokens") or len(record.arrivals)
+            usage = usage or {}
+            record.prompt_tokens = usage.get("prompt_tokens", 0)
+            record.cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+            record.tokens = usage.get("completion_tokens") or len(record.arrivals)
             return True
         if value:
             now = time.perf_counter()
@@ -191,12 +199,17 @@ def arrivals(rate: float, count: int, seed: int) -> Iterator[float]:
 
 
 async def run(
-    client: Client, traffic: Traffic, point: Point, count: int, warm_up: int, seen: Callable[[], object]
+    client: Client,
+    bodies: Iterator[bytes],
+    point: Point,
+    seed: int,
+    count: int,
+    warm_up: int,
+    seen: Callable[[], object],
 ) -> None:
     """Put one load on the server: `warm_up` requests that do not count, then `count` that do. `seen` after each."""
-    numbers = iter(range(warm_up + count))
-    bodies = [traffic.body(number) for number in numbers]  # before the clock runs
-    await _warm(client, bodies[:warm_up], point)
+    warming, counted = list(islice(bodies, warm_up)), list(islice(bodies, count))  # before the clock runs
+    await _warm(client, warming, point)
     point.begun = time.perf_counter()
 
     async def one(body: bytes, intended: float) -> None:
@@ -206,9 +219,9 @@ async def run(
         seen()
 
     if point.rate is not None:
-        await _open(one, bodies[warm_up:], [point.begun + at for at in arrivals(point.rate, count, traffic.seed)])
+        await _open(one, counted, [point.begun + at for at in arrivals(point.rate, count, seed)])
     else:
-        waiting = iter(bodies[warm_up:])
+        waiting = iter(counted)
 
         async def user() -> None:
             for body in waiting:  # shared: each body goes to one
@@ -255,8 +268,9 @@ def measure(
 
     async def all_of_them() -> None:
         asked = traffic(model or await client.first_model())
+        bodies = map(asked.body, itertools.count())  # a server may remember what it was asked before
         for point in points:
-            await run(client, asked, point, **how)
+            await run(client, bodies, point, asked.seed, **how)
 
     try:
         asyncio.run(all_of_them())

@@ -58,6 +58,7 @@ class Figures:
     errors: Mapping[str, int]
     latency: Mapping[str, Mapping[str, float | None]]
     prompt_tokens: int
+    cached: int
     tokens: int
     met: int | None
     late: float | None
@@ -73,6 +74,7 @@ class Figures:
         rates = {f"{name}_per_second": round(n / self.seconds, 3) for name, n in a_second.items() if self.seconds}
         good = {} if self.met is None else {"goodput_per_second": round(self.met / self.seconds, 3), "met": self.met}
         said = {"rate": self.point.rate, "users": self.point.users, "good": self.good, "errors": dict(self.errors)}
+        said["cached_tokens"] = self.cached
         latency = {
             f"{name}_ms": {percent: None if ms is None else round(ms, 3) for percent, ms in values.items()}
             for name, values in self.latency.items()
@@ -98,6 +100,7 @@ def figures(point: Point, slo: Mapping[str, float]) -> Figures:
         Counter(record.error for record in point.records if record.error is not None),
         latency,
         sum(record.prompt_tokens for record in good),
+        sum(record.cached for record in good),
         sum(record.tokens for record in good),
         met if slo else None,
         percentile([1e3 * (record.begun - record.intended) for record in point.records], 99),

@@ -38,7 +38,9 @@ def serve(
     prompts: Annotated[Path | None, typer.Option(help='JSON lines: {"prompt": ...} or {"messages": ...}')] = None,
     shared_prefix: Annotated[int, typer.Option(min=0, help="tokens that all prompts begin with")] = 0,
     extra: Annotated[str, typer.Option(help='JSON for every body, as in {"ignore_eos": true}')] = "{}",
-    seed: Annotated[int, typer.Option(help="of prompts and arrivals")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="of prompts and arrivals; a server that was asked before may know those of the last one")
+    ] = 0,
     slo: Annotated[str, typer.Option(help="what counts as served in time, in ms: ttft:1000,tpot:50")] = "",
     timeout: Annotated[float, typer.Option(min=0.1, help="seconds that one answer may take")] = PATIENCE,
     out: Annotated[Path | None, typer.Option(help="append a line of JSON for each load to this file")] = None,
@@ -127,6 +129,7 @@ def _show(found: Sequence[Figures], err: Console) -> None:
     for one in found:
         met = [] if one.met is None else [f"{one.met / one.seconds:.2f}/s in time"]
         facts = [f"{one.good / one.seconds:.2f} requests/s", f"{one.token_rate:.1f} tokens/s", *met]
+        facts += [f"{one.cached / one.prompt_tokens:.0%} of prompts cached"] if one.cached else []
         facts += [f"{count} × {kind}" for kind, count in sorted(one.errors.items())]
         names = [*one.latency, *[""] * (len(facts) - len(one.latency))]
         for row, name in enumerate(names):

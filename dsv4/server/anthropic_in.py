@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from dsv4.server.fields import Json, as_blocks, need_call, of, only, wrong
+from dsv4.server.fields import Json, as_blocks, need_answers, need_call, of, only, wrong
 from dsv4.server.schema import ChatRequest, Count, Number, Seed, Sent, StopText
 
 SAME = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stream")  # mean what they mean in a chat
@@ -51,8 +51,6 @@ def chat_request(asked: CountRequest) -> ChatRequest:
     said["messages"] = [*_system(asked.system), *_messages(asked.messages)]
     last = said["messages"][-1]
     said["continue_final_message"] = last["role"] == "assistant"
-    if last.get("tool_calls"):
-        raise wrong("messages", "a call at their end", "a user message with its tool_result")
     said["tools"] = [_tool(f"tools.{n}", tool) for n, tool in enumerate(asked.tools or ())] or None
     said["thinking"] = {"type": _thinking(asked.thinking)}
     said |= _output(asked.output_config)
@@ -70,19 +68,43 @@ def _system(given: str | list[Json] | None) -> list[Json]:
 
 
 def _messages(given: Iterable[Json]) -> Iterable[Json]:
-    calls: set[str] = set()  # of the model's last turn
+    before = ""
+    calls: dict[str, bool] = {}  # of the model's last turn, and whether they were answered
     for n, message in enumerate(given):
         where, role = f"messages.{n}", message.get("role")
         if not isinstance(role, str) or role not in ROLES:
             raise wrong(f"{where}.role", role, " or ".join(ROLES), "say in system what no user says")
         only(where, message, "role", "content", "cache_control")
         blocks = as_blocks(f"{where}.content", message.get("content"))
-        if role == "assistant":
-            calls = {str(block.get("id")) for block in blocks if block.get("type") == "tool_use"}
+        if role != before == "user":
+            _end(n - 1, calls)
+            calls = {}
         for place, block in enumerate(blocks):
-            if block.get("type") == "tool_result":
-                need_call(f"{where}.content.{place}.tool_use_id", block.get("tool_use_id"), calls)
+            _check_call(f"{where}.content.{place}", role, block, calls)
         yield from ROLES[role](f"{where}.content", blocks)
+        before = role
+    _end(n, calls)
+
+
+def _check_call(where: str, role: str, block: Json, calls: dict[str, bool]) -> None:
+    """A call has an id of its own, a result is the only one of a call that stands before it."""
+    kind = block.get("type")
+    if kind == "tool_use" and role == "assistant":
+        id = of(where, block, "id", str)
+        if id in calls:
+            raise wrong(f"{where}.id", id, "an id of its own for each tool_use")
+        calls[id] = False
+    elif kind == "tool_result":
+        id = need_call(f"{where}.tool_use_id", block.get("tool_use_id"), calls)
+        if calls[id]:
+            raise wrong(f"{where}.tool_use_id", id, "one tool_result for each tool_use", "send one of them")
+        calls[id] = True
+
+
+def _end(n: int, calls: dict[str, bool]) -> None:
+    """The user's turn ends with this message."""
+    unanswered = [id for id, answered in calls.items() if not answered]
+    need_answers(f"messages.{n}", unanswered, "a tool_result for each tool_use of the message before")
 
 
 def _text(where: str, block: Json) -> Json:

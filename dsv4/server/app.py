@@ -25,7 +25,7 @@ from dsv4.server.anthropic_out import Message, message_events
 from dsv4.server.choice import Choice
 from dsv4.server.describe import request_body, responses
 from dsv4.server.guard import Guard
-from dsv4.server.job import Job, chat_job, chat_prompt, completion_jobs, rendered, text_ids
+from dsv4.server.job import Job, chat_job, chat_prompt, check_calls, completion_jobs, rendered, text_ids
 from dsv4.server.metrics import Metrics
 from dsv4.server.options import ServerOptions
 from dsv4.server.refusal import Refusal, body, refused
@@ -107,7 +107,7 @@ class Service:
         """200 while new requests are taken and get on; 503 when it is shutting down, has stopped or hangs."""
         self.worker.check()
         if self.worker.hang is not None:
-            raise Refusal("the engine hangs", status=503, code="engine_hangs", got=self.worker.hang)
+            raise Refusal(f"the engine hangs: {self.worker.hang}", status=503, code="engine_hangs")
         return JSONResponse({"status": "ok"})
 
     async def version(self) -> Json:
@@ -188,8 +188,13 @@ class Service:
     async def chat(self, request: Request) -> Response:
         """Messages in, an answer out."""
         asked = await self._read(ChatRequest, request)
-        jobs = await self._made(lambda: [chat_job(asked, self.llm, self.said)])
+        jobs = await self._made(partial(self._chat_jobs, asked))
         return await self._answer(request, asked, jobs, chat=True)
+
+    def _chat_jobs(self, asked: ChatRequest) -> list[Job]:
+        job = chat_job(asked, self.llm, self.said)
+        check_calls(asked.messages)  # behind it, for they have a shape now
+        return [job]
 
     async def completions(self, request: Request) -> Response:
         """Texts in, their continuations out."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Container, Mapping
 from typing import Any
 
 from dsv4.server.refusal import Refusal
@@ -41,8 +41,17 @@ def as_blocks(where: str, content: Any, kind: str = "text") -> list[Json]:
     return content
 
 
-def need_call(where: str, call_id: object, calls: Container[object]) -> None:
-    """Refuse what answers a call that was not made: a model that sees it takes it for anything."""
+def need_call(where: str, call_id: object, calls: Container[object]) -> str:
+    """The id of a call. Refuse what answers a call that was not made: a model that sees it takes it for anything."""
     if not isinstance(call_id, str) or call_id not in calls:
         do = "send the turn of the model that made it, or leave this out"
         raise wrong(where, call_id, "the id of a call that stands before it", do)
+    return call_id
+
+
+def need_answers(where: str, unanswered: Collection[str], wanted: str) -> None:
+    """Refuse calls that nothing answers: the model would go on as if it had seen a result."""
+    if unanswered:
+        got = f"no answer to {', '.join(map(repr, sorted(unanswered)))}"[:90]
+        do = "answer each, if only by saying that it was given up, or leave the call out"
+        raise Refusal(where, param=where.split(".")[0], code="invalid_value", got=got, wanted=wanted, do=do)

@@ -11,13 +11,14 @@ from dsv4.chat.encode import Prompt, encode_messages
 from dsv4.chat.replay import replay_known
 from dsv4.engine.request import Grammar, Sampling
 from dsv4.llm import LLM
-from dsv4.server.fields import need_call
+from dsv4.server.fields import need_answers, need_call, of
 from dsv4.server.held import chat_grammar, shown_schema, text_grammar
 from dsv4.server.refusal import Refusal
 from dsv4.server.said import Said
 from dsv4.server.schema import ChatRequest, CompletionRequest, Generating, TokenizeRequest
 
 COMPLETION_TOKENS = 16  # what /v1/completions has always given to those who do not say
+ANSWERED = "a message of role tool for each call, right behind them"
 _SEEDS = 1 << 31
 
 
@@ -57,18 +58,24 @@ def chat_prompt(asked: ChatRequest, llm: LLM, said: Said | None) -> tuple[Prompt
     """A chat as the model reads it, and as ids."""
     tools = [] if asked.tool_choice == "none" else asked.tools or []  # then the model does not hear of them
     prompt = rendered(asked, llm, tools)
-    _check_calls(asked.messages)
     return prompt, tuple(replay_known(prompt.pieces, said.find if said else lambda _: (), llm.tokenizer))
 
 
-def _check_calls(messages: Sequence[dict[str, Any]]) -> None:
-    """A message of a tool answers a call of the model's last turn."""
-    calls: set[object] = set()
+def check_calls(messages: Sequence[dict[str, Any]]) -> None:
+    """Behind each turn of the model that calls come messages of tools, one or more for each call and no others."""
+    calls: set[str] = set()
+    unanswered: set[str] = set()
+    made = ""
     for n, message in enumerate(messages):
-        if message["role"] == "assistant":
-            calls = {call.get("id") for call in message.get("tool_calls") or ()}
-        elif message["role"] == "tool":
-            need_call(f"messages.{n}.tool_call_id", message.get("tool_call_id"), calls)
+        if message["role"] == "tool":
+            unanswered.discard(need_call(f"messages.{n}.tool_call_id", message.get("tool_call_id"), calls))
+            continue
+        need_answers(made, unanswered, ANSWERED)
+        made = f"messages.{n}.tool_calls"
+        given = message.get("tool_calls") or () if message["role"] == "assistant" else ()
+        calls = {of(f"{made}.{place}", call, "id", str) for place, call in enumerate(given)}
+        unanswered = set(calls)
+    need_answers(made, unanswered, ANSWERED)
 
 
 def completion_jobs(asked: CompletionRequest, llm: LLM) -> list[Job]:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from dsv4.llm import LLM
-from dsv4.server.fields import Json, as_blocks, need_call, of, only, wrong
+from dsv4.server.fields import Json, as_blocks, need_answers, need_call, of, only, wrong
 from dsv4.server.job import Job, chat_job
 from dsv4.server.refusal import Refusal
 from dsv4.server.said import Said
@@ -97,14 +97,14 @@ def _messages(given: str | list[Json]) -> list[Json]:
     if isinstance(given, str):
         return [{"role": "user", "content": given}]
     said: list[Json] = []
-    calls: set[str] = set()
+    calls: dict[str, bool] = {}  # and whether they were answered
     before = ""
     for n, item in enumerate(given):
         where, kind = f"input.{n}", _kind(f"input.{n}", item)
         if kind == "function_call":
-            calls.add(str(item.get("call_id")))
+            calls[of(where, item, "call_id", str)] = False
         elif kind == "function_call_output":
-            need_call(f"{where}.call_id", item.get("call_id"), calls)
+            calls[need_call(f"{where}.call_id", item.get("call_id"), calls)] = True
         if kind not in GOES_ON:
             said.append(_other(where, kind, item))
         else:
@@ -112,6 +112,8 @@ def _messages(given: str | list[Json]) -> list[Json]:
                 said.append({"role": "assistant", "reasoning_content": "", "content": "", "tool_calls": []})
             _go_on(where, kind, item, said[-1])
         before = kind
+    unanswered = [call for call, answered in calls.items() if not answered]
+    need_answers("input", unanswered, "a function_call_output for each function_call")
     return said
 
 

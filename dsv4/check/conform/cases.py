@@ -96,6 +96,7 @@ CASES: Final = (
     _chat("no messages", {"max_tokens": 4}, c.error(*BAD), group="errors"),
     _chat("an answer to a call that was not made", {**SHORT, "messages": [*ROUND[:1], *ROUND[2:]]}, c.error(*BAD),
           group="errors"),
+    _chat("a call without an answer", {**SHORT, "messages": [*ROUND[:2], *HELLO]}, c.error(*BAD), group="errors"),
     _chat("a wrong type", {**SHORT, "temperature": "hot"}, c.error(*BAD), group="errors"),
     _chat("an unknown model", {**SHORT, "model": "no-such-model"}, c.error(404, 400), group="errors"),
     _chat("more than the context", {**SHORT, "max_tokens": 1 << 30}, c.error(*BAD), group="errors"),

@@ -22,6 +22,7 @@ TOOL: Final = {"name": "warmth", "description": "of a city", "input_schema": PAR
 CALL: Final[Mapping[str, Any]] = {
     "messages": [{"role": "user", "content": QUESTION}], "tools": [TOOL], "max_tokens": 200, "temperature": 0
 }  # fmt: skip
+USE: Final = {"type": "tool_use", "id": "toolu_1", "name": "warmth", "input": {"city": "Paris"}}
 UNASKED: Final = {"type": "tool_result", "tool_use_id": "toolu_none", "content": "17 degrees"}
 FORM: Final = {"format": {"type": "json_schema", "schema": SCHEMA}}
 
@@ -108,6 +109,9 @@ CASES: Final = (
     _message("a tool's result", _result("17 degrees"), m.formed, m.longer, after="a tool used"),
     _message("a tool's result in blocks", _result(_blocks("17 degrees")), m.formed, after="a tool used",
              like="a tool's result"),
+    _message("an answer that is begun", _of(*HELLO, {"role": "assistant", "content": "Hel"}), m.formed, m.longer,
+             absent=REFUSED),
+    _message("a client that leaves a message", {**SHORT, "max_tokens": 64, "stream": True}, m.formed, leave=True),
     _choice("any tool", {"type": "any"}, m.used),
     _choice("a tool by name", {"type": "tool", "name": "warmth"}, m.used),
     _choice("one tool at most", {"type": "auto", "disable_parallel_tool_use": True}, m.used),
@@ -130,6 +134,7 @@ CASES: Final = (
     _wrong("a message of an unknown role", _of({"role": "wizard", "content": "Hello."})),
     _wrong("a block of an unknown type", _of({"role": "user", "content": [{"type": "no-such-type"}]})),
     _wrong("a result of a tool that was not used", _of(*HELLO, {"role": "user", "content": [UNASKED]})),
+    _wrong("a tool used without a result", _of(*HELLO, {"role": "assistant", "content": [USE]}, *HELLO)),
     _wrong("two tools of one name", {**CALL, "tools": [TOOL, TOOL]}),
     _wrong("no max_tokens", {"messages": HELLO}),
     _wrong("max_tokens of 0", {**SHORT, "max_tokens": 0}),

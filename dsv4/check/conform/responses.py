@@ -14,6 +14,7 @@ LONG: Final[Mapping[str, Any]] = {**SHORT, "max_output_tokens": 200}
 BRIEF: Final = "Be brief."
 TOOL: Final = {"type": "function", "name": "warmth", "description": "of a city", "parameters": PARAMETERS,
                "strict": False}  # fmt: skip
+MADE: Final = {"type": "function_call", "call_id": "call_1", "name": "warmth", "arguments": "{}"}
 UNASKED: Final = {"type": "function_call_output", "call_id": "call_none", "output": "17 degrees"}
 CALL: Final[Mapping[str, Any]] = {**LONG, "input": QUESTION, "tools": [TOOL]}
 LOGPROBS: Final = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
@@ -95,6 +96,7 @@ CASES: Final = (
     _response("a function's output", _output("17 degrees"), r.formed, r.longer, after="a function call"),
     _response("a function's output in parts", _output(_said("17 degrees")), r.formed, after="a function call",
               like="a function's output"),
+    _response("a client that leaves a response", {**LONG, "stream": True}, r.formed, leave=True),
     _response("previous_response_id", _from, r.kept),
     _wrong("an unknown previous_response_id", {**SHORT, "previous_response_id": "resp_none"}, 400, 404),
     _option("without reasoning", {**LONG, "reasoning": {"effort": "none"}}, r.silent),
@@ -113,6 +115,7 @@ CASES: Final = (
     _wrong("an item of an unknown role", {**SHORT, "input": [{"role": "wizard", "content": "Hello."}]}),
     _wrong("an item of an unknown type", {**SHORT, "input": [{"type": "no-such-type"}]}),
     _wrong("an output of a call that was not made", {**SHORT, "input": [UNASKED]}),
+    _wrong("a function call without its output", {**SHORT, "input": [*HELLO, MADE, *HELLO]}),
     _wrong("max_output_tokens of 0", {**SHORT, "max_output_tokens": 0}),
     _wrong("a response of an unknown model", {**SHORT, "model": "no-such-model"}, 404, 400),
 )  # fmt: skip

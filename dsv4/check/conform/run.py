@@ -47,8 +47,6 @@ class Asking:
         if "Authorization" in case.headers and not self._client.key:
             return Verdict(case, "unclear", "no key was given: the server asks for none, or would refuse all")
         try:
-            if case.leave:
-                await self._leave(case)
             got = self._answers[case.name] = await self._answer(case)
             for check in case.checks:
                 check(got)
@@ -80,15 +78,17 @@ class Asking:
         body, asked = _sent(case, self._model, before)
         headers = {"anthropic-version": "2023-06-01", **case.headers}
         headers = {name: value.format(key=self._client.key) for name, value in headers.items()}
+        if case.leave:
+            await self._leave(case, body, headers)
         async with self._client.open(case.method, case.path.format(model=self._model), body, headers) as answer:
             got = Got(answer.status, answer.headers, [line async for line in answer.lines()], asked, before)
         if got.status in case.absent and not self._strict:
             raise Absent(f"{got.status} {words(b' '.join(got.lines))}"[:120])
         return got
 
-    async def _leave(self, case: Case) -> None:
+    async def _leave(self, case: Case, body: bytes | None, headers: Mapping[str, str]) -> None:
         """Read the first line of the answer and go. What follows shows whether the server lives."""
-        async with self._client.open(case.method, case.path, _sent(case, self._model, None)[0]) as answer:
+        async with self._client.open(case.method, case.path, body, headers) as answer:
             ok(Got(answer.status, answer.headers, []))
             await anext(answer.lines(), b"")
 

@@ -76,34 +76,42 @@ async function ask() {
   const text = prompt.value.trim();
   if (!text || running || !settled()) return;
   const said = node("article", { className: "user", ariaLabel: "You" }, text);
-  const open = talk.querySelector("form.results");
   welcome.hidden = true;
-  open?.remove();
-  talk.append(said);
   prompt.value = "";
-  if (await turn([{ role: "user", content: text }])) return;
-  said.remove(); // nobody has heard it: it can be sent again
-  if (open) talk.append(open);
+  if (await send([{ role: "user", content: text }], said)) return;
   prompt.value ||= text;
   prompt.focus();
 }
 
-// A form for what the called tools said, sent when it is submitted.
+// Send `added`, behind what stands in the form for results if there is one: no call may stay without an answer. If
+// nobody has heard it, all is as before, and can be sent again.
+async function send(added, ...shown) {
+  const form = talk.querySelector("form.results");
+  const [given, seen] = form?.given() ?? [[], []];
+  form?.remove();
+  shown.unshift(...seen);
+  talk.append(...shown);
+  if (await turn([...given, ...added])) return true;
+  shown.forEach((one) => one.remove());
+  if (form) talk.append(form);
+  return false;
+}
+
+// A form for what the called tools said, sent when it is submitted or something else is said. `given` has the messages,
+// and how they are shown.
 function results(calls) {
   const fields = calls.map(() => node("textarea", { rows: 2 }));
   const labels = calls.map((call, n) => node("label", {}, resultOf(call), fields[n]));
   const form = node("form", { className: "results" }, ...labels, node("button", { className: "main" }, "Send"));
-  form.onsubmit = async (event) => {
+  form.given = () => [
+    calls.map((call, n) => ({ role: "tool", tool_call_id: call.id, content: fields[n].value })),
+    calls.map((call, n) =>
+      node("article", { className: "user", ariaLabel: "Result" }, resultOf(call), fields[n].value || "(empty)"),
+    ),
+  ];
+  form.onsubmit = (event) => {
     event.preventDefault();
-    if (running || !settled()) return;
-    const given = calls.map((call, n) => ({ role: "tool", tool_call_id: call.id, content: fields[n].value }));
-    const shown = calls.map((call, n) =>
-      node("article", { className: "user", ariaLabel: "Result" }, resultOf(call), given[n].content || "(empty)"),
-    );
-    form.replaceWith(...shown);
-    if (await turn(given)) return;
-    shown.forEach((one) => one.remove());
-    talk.append(form);
+    if (!running && settled()) send([]);
   };
   fields.forEach(sendsOnEnter);
   return form;
