@@ -96,52 +96,47 @@ __device__ __forceinline__ void linear_fp8(const Product<T>& p) {
   asm volatile("bar.sync 1, 128;" ::: "memory");
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = 16 * warp + lane / 4, column = lane % 4 * 2;
   constexpr int D = NT / 2;
-  int stage = 0, round = 0;
+  int stage = 0, round = 0, done = 0;  // done: the oldest stage that is not given back
+  auto start = [&](float(&d)[D], int b) {
+    full[stage].wait(round & 1);
+    const u64 a = operand(ring + stage * TILE_BYTES), x = operand(tokens + b * NT * ROW_BYTES);
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < 4; k++) wgmma(d, a + 2 * k, x + 2 * k, k);
+    wgmma_commit();
+    if (++stage == p.stages) stage = 0, round++;
+  };
+  auto finish = [&](const float(&d)[D], float(&sum)[D], int turn, int b) {
+    if (lane == 0) empty[done].arrive();
+    if (++done == p.stages) done = 0;
+    const float by = own[turn * count + b];
+#pragma unroll
+    for (int i = 0; i < D; i += 4) {
+      const float2 s = *reinterpret_cast<const float2*>(scale + b * NT + 2 * i + column);
+      sum[i] = fmaf(d[i], s.x * by, sum[i]), sum[i + 1] = fmaf(d[i + 1], s.y * by, sum[i + 1]);
+      sum[i + 2] = fmaf(d[i + 2], s.x * by, sum[i + 2]), sum[i + 3] = fmaf(d[i + 3], s.y * by, sum[i + 3]);
+    }
+  };
   for (int turn = 0; turn < turns; turn++) {
     const int tile = cluster + turn * clusters;
-    float sum[D], part[2][D];
+    float sum[D], even[D], odd[D];
 #pragma unroll
     for (int i = 0; i < D; i++) sum[i] = 0;
-    auto start = [&](float(&d)[D], int b) {
-      full[stage].wait(round & 1);
-      const u64 a = operand(ring + stage * TILE_BYTES), x = operand(tokens + b * NT * ROW_BYTES);
-      wgmma_fence();
-#pragma unroll
-      for (int k = 0; k < 4; k++) wgmma(d, a + 2 * k, x + 2 * k, k);
-      wgmma_commit();
-      if (++stage == p.stages) stage = 0, round++;
-    };
-    int done = stage;  // the oldest stage that is not given back
-    auto finish = [&](const float(&d)[D], int b) {
-      if (lane == 0) empty[done].arrive();
-      if (++done == p.stages) done = 0;
-      const float by = own[turn * count + b];
-#pragma unroll
-      for (int i = 0; i < D; i += 4) {
-        const float2 s = *reinterpret_cast<const float2*>(scale + b * NT + 2 * i + column);
-        sum[i] = fmaf(d[i], s.x * by, sum[i]), sum[i + 1] = fmaf(d[i + 1], s.y * by, sum[i + 1]);
-        sum[i + 2] = fmaf(d[i + 2], s.x * by, sum[i + 2]), sum[i + 3] = fmaf(d[i + 3], s.y * by, sum[i + 3]);
-      }
-    };
-    start(part[0], 0);
-    int b = 1;
+    // Two products at a time, none of them under way from one pass of the loop to the next: ptxas would copy their sums
+    // then, and to that end run one product after the other.
+    int b = 0;
     for (; b + 1 < count; b += 2) {
-      start(part[1], b);
+      start(even, b);
+      start(odd, b + 1);
       wgmma_wait<1>();
-      finish(part[0], b - 1);
-      start(part[0], b + 1);
-      wgmma_wait<1>();
-      finish(part[1], b);
+      finish(even, sum, turn, b);
+      wgmma_wait<0>();
+      finish(odd, sum, turn, b + 1);
     }
     if (b < count) {
-      start(part[1], b);
-      wgmma_wait<1>();
-      finish(part[0], b - 1);
+      start(even, b);
       wgmma_wait<0>();
-      finish(part[1], b);
-    } else {
-      wgmma_wait<0>();
-      finish(part[0], b - 1);
+      finish(even, sum, turn, b);
     }
     const i64 rows = static_cast<i64>(p.tiles) * TILE_ROWS;
     if (size == 1) {
