@@ -42,6 +42,19 @@ extern "C" __global__ void __launch_bounds__(1024) spill(float* x, int n) {
   for (int i = 0; i < 64; i++) x[i * n + threadIdx.x] = a[i];
 }
 """
+# Reads a sum of the tensor cores before it waits for it: ptxas waits in its place, and says so.
+SERIAL = """// arch: sm_90a
+extern "C" __global__ void early(float* y, unsigned long long a, unsigned long long b) {
+  float d[4] = {0, 0, 0, 0};
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+  asm volatile("wgmma.mma_async.sync.aligned.m64n8k32.f32.e4m3.e4m3 {%0, %1, %2, %3}, %4, %5, 1, 1, 1;"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "l"(a), "l"(b));
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+  y[threadIdx.x] = d[0];
+  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+  y[threadIdx.x + 128] = d[1];
+}
+"""
 SOURCES = {"copy.cu": COPY, "common/move.cuh": MOVE, "common/deeper.cuh": "#pragma once\n#define ONE 1.0f\n"}
 
 

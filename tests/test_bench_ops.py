@@ -58,6 +58,14 @@ def test_a_line_says_what_was_measured() -> None:
         "copy_GB_per_s": 4000.0}  # fmt: skip
 
 
+def test_a_product_is_held_against_the_librarys() -> None:
+    case = case_of("scaled_matmul", "flash wo_b 512")
+    assert case.flops == 2 * 512 * 4096 * 8192
+    line = Measured(case, "fused", Timing(1e-4, 1e-4, 1e-4, ""), 1, 4e12, 1e15).line()
+    assert (line["TFLOP_per_s"], line["of_fp8_peak"], line["fp8_peak_TFLOP_per_s"]) == (343.6, 0.3436, 1000.0)
+    assert "of_fp8_peak" not in Measured(case, "fused", Timing(1e-4, 1e-4, 1e-4, ""), 1, 4e12).line()
+
+
 def test_cold_weights_take_as_many_sets_as_overflow_the_cache() -> None:
     given = (torch.ones(1000), (torch.ones(24),), None, 1e-6)
     sets = _sets(given, 50_000)

@@ -247,6 +247,11 @@ def test_a_case_that_every_kernel_refuses_is_wrong(monkeypatch: pytest.MonkeyPat
     assert [ok for _, _, ok in verdicts({"cluster": "too many"})] == [False]
 
 
+def test_a_library_may_have_other_bits_in_company() -> None:
+    assert "alone" not in {verdict.check for verdict in judge(norm_case(), by_company, company=True)}
+    assert wrong(judge(norm_case(), by_company, company=True)) == set()
+
+
 def test_the_reference_itself_is_held_against_the_oracle_alone() -> None:
     case = norm_case(oracle=lambda given, found: 2 * rms_norm(*given))
     assert wrong(judge(case, rms_norm.reference, "reference")) == {"oracle"}

@@ -17,7 +17,7 @@ from dsv4.kernels.build import Places, find
 from dsv4.kernels.cache import entry_name
 from dsv4.kernels.compiler import compile_source
 from dsv4.kernels.entry import pack, unpack
-from dsv4.kernels.figures import Figures, _sections, figures, parameters
+from dsv4.kernels.figures import Figures, _sections, figures, parameters, serialised
 from dsv4.kernels.launch import Kernel
 from dsv4.kernels.source import read, sources
 from tests.kernel_support import SPILL, forget, places, ran
@@ -364,6 +364,7 @@ def test_every_declared_pair_compiles_without_spills_and_fits_its_signatures(
     assert pytestconfig.cache is not None
     entry = find(file, architecture, Places(cache=pytestconfig.cache.mkdir("kernels"))).entry
     assert [name for name, figure in entry.functions.items() if figure.spills] == []
+    assert serialised(entry.remarks) == []
     signatures = {name: signature for source, name, signature in bound if source == file}
     assert entry.kernels.keys() == signatures.keys()
     for name, signature in signatures.items():

@@ -1,11 +1,18 @@
-"""How FP8 matrices lie on blocks: what decides the bits, and what has to fit."""
+"""How FP8 matrices lie on blocks: what decides the bits, what has to fit; on a GPU that nothing else decides bits."""
 
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import Tensor
 
-from dsv4.check.cases.linear import SHAPES
-from dsv4.kernels import linear
+from dsv4.check.cases.linear import SHAPES, _given
+from dsv4.check.contract import placed
+from dsv4.check.metrics import differing
+from dsv4.kernels import linear, linear_wide
+from dsv4.kernels.linear_wide import Plan
+from dsv4.ops.linear import scaled_matmul
+from dsv4.quant.tensor import QTensor
 
 WHOLE = 227 << 10  # bytes of shared memory that a block of Hopper can have
 
@@ -35,3 +42,80 @@ def test_segments_follow_from_the_shape_alone() -> None:
         4,
         4,
     ]
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("tokens", [33, 64, 128, 129, 512, 4096, 8192])
+def test_every_plan_fits(shape: tuple[int, int], tokens: int) -> None:
+    segments = linear.form(*shape).segments
+    given = linear_wide.plan(shape[0], segments, tokens)
+    assert given.bytes + 1024 <= WHOLE
+    assert 3 <= given.stages <= 8
+    assert given.down * given.across in linear_wide.CLUSTERS
+    assert given.kind != "wide256" or segments == 1
+    assert given.kind != "split" or given.down * given.across == 1 < segments
+
+
+def test_what_a_plan_decides() -> None:
+    """Few tiles are split by segments; one segment and many tiles have tiles of 256 tokens."""
+    assert linear_wide.plan(4096, 4, 128) == Plan("split", stages=4)
+    assert linear_wide.plan(4096, 4, 8192) == Plan("wide128", 2, 2, 6)
+    assert linear_wide.plan(32768, 1, 4096) == Plan("wide256", 2, 1, 4)
+    assert linear_wide.plan(4096, 1, 64) == Plan("wide128", 2, 1, 6)
+
+
+# --- on a GPU -------------------------------------------------------------------------------------------------------
+
+PLANS = [
+    *(Plan("wide128", down, across) for down, across in ((1, 1), (2, 1), (1, 2), (2, 2), (4, 1), (1, 4))),
+    Plan("wide128", 2, 2, buffers=2, group=1, ordered=True),
+    *(Plan("wide256", down, across) for down, across in ((1, 1), (2, 1), (2, 2))),
+    Plan("wide256", 1, 2, buffers=2, group=3, ordered=True),
+    Plan("split"),
+    Plan("split", group=1, ordered=True),
+]
+MATRICES = {"one": (320, 1536), "two": (320, 2304), "four": (448, 4096)}  # by segments
+
+
+@pytest.fixture(scope="module", params=MATRICES)
+def alone(request: pytest.FixtureRequest) -> tuple[QTensor, QTensor, int, Tensor]:
+    """Tokens, a matrix, its segments, and the products of every token by itself."""
+    rows, columns = MATRICES[request.param]
+    x, weight, _ = placed(_given(4096, rows, columns, torch.bfloat16), torch.device("cuda"))
+    return x, weight, linear.form(rows, columns).segments, product([few_of(x, t, 1) for t in range(len(x))], weight)
+
+
+def few_of(x: QTensor, start: int, count: int) -> QTensor:
+    return QTensor(x.data[start : start + count], x.scale[start : start + count], x.format)
+
+
+def product(parts: list[QTensor], weight: QTensor) -> Tensor:
+    run = scaled_matmul.implementations["fused"].run
+    return torch.cat([run(part, weight, torch.float32) for part in parts])
+
+
+@pytest.mark.gpu
+def test_a_row_has_its_own_bits_in_a_batch_of_every_size(alone: tuple[QTensor, QTensor, int, Tensor]) -> None:
+    x, weight, _, wanted = alone
+    wrong = [n for n in range(1, 129) if differing(product([few_of(x, 100, n)], weight), wanted[100 : 100 + n])]
+    assert wrong == []
+
+
+@pytest.mark.gpu
+def test_a_row_has_its_own_bits_in_a_chunk(alone: tuple[QTensor, QTensor, int, Tensor]) -> None:
+    x, weight, _, wanted = alone
+    assert differing(product([x], weight), wanted) == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("given", PLANS, ids=str)
+def test_no_plan_changes_a_bit(given: Plan, alone: tuple[QTensor, QTensor, int, Tensor]) -> None:
+    x, weight, segments, wanted = alone
+    if (given.kind == "wide256") > (segments == 1) or (given.kind == "split") > (segments > 1):
+        pytest.skip("not for so many segments")
+    for tokens in (33, 256, 700, 4096):
+        part = few_of(x, 0, tokens)
+        for dtype in (torch.float32, torch.bfloat16):
+            y = torch.full((tokens, weight.shape[0]), torch.nan, dtype=dtype, device="cuda")
+            linear_wide.launch(part, weight, y, segments, linear_wide.fitting(given))
+            assert differing(y, wanted[:tokens].to(dtype)) == 0, (tokens, dtype)

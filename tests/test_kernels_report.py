@@ -12,7 +12,8 @@ import pytest
 from dsv4.cli.main import main
 from dsv4.errors import KernelError
 from dsv4.kernels import build
-from tests.kernel_support import SOURCES, SPILL, forget, places
+from dsv4.kernels.figures import serialised
+from tests.kernel_support import SERIAL, SOURCES, SPILL, forget, places
 
 Run = Callable[..., tuple[int, str, str]]
 SHARE = """// arch: sm_90a sm_120a
@@ -69,6 +70,19 @@ def test_a_spill_is_shown_and_fails(kernels: Run) -> None:
     assert code == 1
     assert err == "spill.cu for sm_90a: spill spills\n"
     assert re.search(r"spill +│ 64 stack \d+ spills \d+, \d+ ", out)
+
+
+def test_products_that_wait_for_each_other_are_shown_and_fail(kernels: Run) -> None:
+    code, out, err = kernels({**SOURCES, "serial.cu": SERIAL})
+    assert code == 1
+    assert err == "serial.cu for sm_90a: the products of early are serialised\n"
+    assert "NVRTC on serial.cu:\nptxas info    : (C75" in out
+
+
+def test_what_ptxas_says_of_other_things_is_no_fault() -> None:
+    told = "ptxas info    : (C7514) wgmma.mma_async instructions are serialized due to x in the function 'k' in line 0"
+    assert serialised(told) == ["k"]
+    assert serialised("ptxas info    : (C7508) a remark on setmaxnreg in function 'k'\nx.cu(2): warning #177-D") == []
 
 
 def test_json_has_every_figure(kernels: Run) -> None:

@@ -67,6 +67,17 @@ def copy_bandwidth(device: torch.device, samples: int = SAMPLES) -> float:
     return 2 * size / clock([lambda: target.copy_(source)], samples).seconds
 
 
+def fp8_peak(device: torch.device, samples: int = SAMPLES, n: int = 8192) -> float:
+    """FLOP a second of the library's product of two n x n matrices of E4M3 with one scale each, in BF16."""
+    a, b = (torch.randn(n, n, device=device).to(torch.float8_e4m3fn) for _ in range(2))
+    one = torch.ones((), device=device)
+
+    def product() -> None:
+        torch._scaled_mm(a, b.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=True)
+
+    return 2 * n**3 / in_stream([product] * 4, samples).seconds
+
+
 def _by_events(call: Call, samples: int) -> list[float]:
     for _ in range(3):
         call()

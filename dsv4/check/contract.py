@@ -56,6 +56,7 @@ class Case:
     refusable: an implementation need not accept it.
     bench: the name under which `dsv4 bench ops` times it.
     moved: bytes that the op has to read and write, from arguments and result; None: every tensor once.
+    flops: of a product of FP8, multiplications and additions, where they may count for more than the bytes.
     """
 
     op: Op[..., Any]
@@ -73,6 +74,7 @@ class Case:
     refusable: bool = False
     bench: str = ""
     moved: Callable[[Arguments, Any], int] | None = None
+    flops: int = 0
 
     @property
     def label(self) -> str:
@@ -104,11 +106,13 @@ def judge(
     accepts: Callable[..., str | None] | None = None,
     given: Arguments | None = None,
     spare: bool = False,
+    company: bool = False,
 ) -> list[Verdict]:
     """Judge one function of the op's signature.
 
     twin: another one, whose results are the same to the last bit. accepts: asked first, where there is one.
     given: the arguments of the case, where they are made already. spare: another kernel takes them, so this may refuse.
+    company: a token may have other bits alone.
     """
     judged = _Judged(case, run, implementation, device, given)
     refused = accepts(*judged.given) if accepts else None
@@ -116,7 +120,7 @@ def judge(
         why = "" if case.refusable or spare else "refused"
         return [judged.said("accepts", refused, Distance("refused", 0, 0, why))]
     try:
-        return list(judged.verdicts(twin))
+        return list(judged.verdicts(twin, company))
     except (DSV4Error, RuntimeError, AssertionError) as error:  # the next case may still tell something
         return [judged.said("run", "", Distance("error", math.nan, 0, f"{type(error).__name__}: {error}"))]
 
@@ -139,7 +143,7 @@ class _Judged:
     def said(self, check: str, leaf: str, distance: Distance) -> Verdict:
         return Verdict(self.case.op.name, self.case.name, self.implementation, check, leaf, distance)
 
-    def verdicts(self, twin: Run | None) -> Iterator[Verdict]:
+    def verdicts(self, twin: Run | None, company: bool) -> Iterator[Verdict]:
         case = self.case
         first = self.attempt(self.run, self.given)
         second = self.attempt(self.run, self.given)
@@ -148,7 +152,8 @@ class _Judged:
         for name, leaf in first.leaves.items():
             count = differing(leaf.tensor, second.leaves[name].tensor) if name in second.leaves else math.nan
             yield self.said("again", name, Distance("bits", count, 0))
-        yield from self.alone(first)
+        if not company:
+            yield from self.alone(first)
         if twin is not None:
             yield from self.compared("unfused", first.leaves, self.attempt(twin, self.given).leaves, {})
         if case.wanted is not None:

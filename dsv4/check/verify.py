@@ -32,7 +32,7 @@ def prepare() -> None:
 
 
 def implementations(op: Op[..., Any], device: torch.device) -> dict[str, Run]:
-    """What there is to judge: kernels on a GPU (and "auto", where it has a choice), the reference on a CPU."""
+    """What there is to judge: on a GPU kernels, "auto" where it has a choice, and libraries; on a CPU the reference."""
     if device.type != "cuda":
         return {"reference": op.reference}
     names = kernels.preferred(device).get(op.name, ())
@@ -41,7 +41,11 @@ def implementations(op: Op[..., Any], device: torch.device) -> dict[str, Run]:
         found["unfused"] = partial(_chosen, op, "unfused")
     if len(found.keys() - {"unfused"}) > 1:
         found["auto"] = partial(_chosen, op, "auto")
-    return found
+    return found | {name: op.implementations[name].run for name in _libraries(op, device)}
+
+
+def _libraries(op: Op[..., Any], device: torch.device) -> tuple[str, ...]:
+    return kernels.libraries(device).get(op.name, ()) if device.type == "cuda" else ()
 
 
 def twin(op: Op[..., Any]) -> Run | None:
@@ -58,7 +62,8 @@ def _chosen(op: Op[..., Any], choice: str, *args: Any) -> Any:
 def check(cases: Sequence[Case], device: torch.device) -> Iterator[list[Verdict]]:
     """The judgement of every case by every implementation: one list for each pair.
 
-    A kernel may refuse what another one takes; where all of them refuse, each is wrong unless the case is refusable.
+    A kernel may refuse what another one takes; where all of them refuse, each is wrong unless the case is refusable. A
+    library may refuse what it likes, and a token may have other bits alone.
     """
     prepare()
     for case in cases:
@@ -66,10 +71,13 @@ def check(cases: Sequence[Case], device: torch.device) -> Iterator[list[Verdict]
         runs = implementations(case.op, device)
         named = runs.keys() - {"auto", "reference", "unfused"}
         kernel = {name: case.op.implementations[name].accepts for name in named}
-        takes = {name for name, accepts in kernel.items() if not accepts(*given)}
+        libraries = _libraries(case.op, device)
+        takes = {name for name, accepts in kernel.items() if name not in libraries and not accepts(*given)}
         for name, run in runs.items():
-            beside = twin(case.op) if name in kernel else None
-            yield judge(case, run, name, device, beside, kernel.get(name), given, bool(takes - {name}))
+            library = name in libraries
+            beside = twin(case.op) if name in kernel and not library else None
+            spare = library or bool(takes - {name})
+            yield judge(case, run, name, device, beside, kernel.get(name), given, spare, company=library)
 
 
 def unseen(cases: Sequence[Case], device: torch.device) -> dict[str, list[str]]:

@@ -29,7 +29,7 @@ def bench() -> None:
 @app.command()
 def ops(
     family: Annotated[
-        str | None, typer.Argument(help="norm, quantize, swiglu, rope, kv or mhc; without it, all")
+        str | None, typer.Argument(help="norm, quantize, swiglu, rope, kv, mhc or linear; without it, all")
     ] = None,
     op: Annotated[str | None, typer.Option(help="only this op")] = None,
     only: Annotated[str, typer.Option("--case", help="only cases whose name has this in it, as in flash")] = "",
@@ -65,19 +65,21 @@ def ops(
     _show(found)
     if found:
         err.print(f"on {shared['device']}, which copies {found[0].copy / 1e9:,.0f} GB/s (read and written)")
+    if found and found[0].peak:
+        err.print(f"peak: cuBLASLt's FP8 product of 8,192 cubed, {found[0].peak / 1e12:,.0f} TFLOP/s")
     if target.type == "cpu":
         err.print("a CPU has no kernels: these are the references, of one token")
 
 
 def _show(found: list[Measured]) -> None:
     table = Table("op", "case", "implementation")
-    for title in ("µs", "least to most", "kB", "floor µs", "of copy"):
+    for title in ("µs", "least to most", "kB", "floor µs", "of copy", "TFLOP/s", "of peak"):
         table.add_column(title, justify="right")
     for one in found:
         median, low, high = (1e6 * seconds for seconds in one.timing[:3])
         numbers = f"{median:.2f}", f"{low:.2f} to {high:.2f}", f"{one.nbytes / 1e3:,.1f}", f"{1e6 * one.floor:.2f}"
-        table.add_row(
-            one.case.op.name, one.case.name, one.implementation, *numbers, f"{one.floor / one.timing.seconds:.1%}"
-        )
+        work = (f"{one.speed / 1e12:,.0f}", f"{one.speed / one.peak:.1%}") if one.peak and one.case.flops else ("", "")
+        of_copy = f"{one.floor / one.timing.seconds:.1%}"
+        table.add_row(one.case.op.name, one.case.name, one.implementation, *numbers, of_copy, *work)
     console = Console(highlight=False)
     (console if console.is_terminal else Console(highlight=False, width=160)).print(table)

@@ -24,7 +24,8 @@ def kernels(
 ) -> None:
     """Show what every kernel takes on every architecture that it is for, compiling what is not compiled yet.
 
-    Needs no GPU. Exits with 1 if a kernel spills registers or cannot be compiled.
+    Needs no GPU. Exits with 1 if a kernel spills registers, runs its products one by one where its text does not, or
+    cannot be compiled.
     """
     from dsv4.kernels.report import as_json as told
 
@@ -77,7 +78,12 @@ def _architectures(found: list[Pair]) -> list[str]:
 
 def _troubles(found: list[Pair]) -> list[str]:
     spills = [f"{pair.file} for {pair.architecture}: {name} spills" for pair in found for name in pair.spilling]
-    return [*dict.fromkeys(pair.error for pair in found if pair.error), *spills]
+    serial = [
+        f"{pair.file} for {pair.architecture}: the products of {name} are serialised"
+        for pair in found
+        for name in pair.serialised
+    ]
+    return [*dict.fromkeys(pair.error for pair in found if pair.error), *spills, *serial]
 
 
 def _show(found: list[Pair], lacks: dict[str, list[str]], console: Console) -> None:

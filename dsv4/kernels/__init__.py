@@ -39,6 +39,9 @@ _SIMT: Final = {
 PREFER: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = dict.fromkeys(ARCHITECTURES, _SIMT) | {
     "sm_90a": _SIMT | {"scaled_matmul": ("fused",)},
 }
+# Libraries beside our kernels, which are judged and timed with them but run only where they are named: a row of theirs
+# has other bits in other company.
+LIBRARIES: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {"sm_90a": {"scaled_matmul": ("cublaslt",)}}
 
 
 def install() -> None:
@@ -51,16 +54,25 @@ def install() -> None:
 
 def _register() -> None:
     """Each family's file registers its functions when it is imported."""
-    from dsv4.kernels import kv, linear, mhc, moe, norm, quantize, rope  # noqa: F401
+    from dsv4.kernels import kv, linear, linear_library, mhc, moe, norm, quantize, rope  # noqa: F401
 
 
 @cache
 def preferred(device: torch.device) -> Mapping[str, tuple[str, ...]]:
     """The row of PREFER for a CUDA device; nothing for one that none of our kernels is compiled for."""
+    return PREFER.get(_architecture(device), {})
+
+
+def libraries(device: torch.device) -> Mapping[str, tuple[str, ...]]:
+    """The row of LIBRARIES for a CUDA device."""
+    return LIBRARIES.get(_architecture(device), {})
+
+
+def _architecture(device: torch.device) -> str:
     import torch
 
     capability = torch.cuda.get_device_capability(device)
-    return next((PREFER[name] for name, known in ARCHITECTURES.items() if known.capability == capability), {})
+    return next((name for name, known in ARCHITECTURES.items() if known.capability == capability), "")
 
 
 def explain(architecture: str) -> list[Explained]:

@@ -12,7 +12,8 @@ _FUNCTION: Final = re.compile(r"Function properties for (\S+)")
 _FRAME: Final = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _USED: Final = re.compile(r"Used (\d+) registers")
 _SHARED: Final = re.compile(r"(\d+) bytes smem")
-_OF_PTXAS: Final = re.compile(r"ptxas (info|\s*\.)")
+_OF_PTXAS: Final = re.compile(r"ptxas (info|\s*\.)(?!.*\(C\d+\))")
+_SERIAL: Final = re.compile(r"\(C\d+\).*wgmma.*function '(.+?)'")
 _PARAMETER: Final = 0x17  # EIATTR_KPARAM_INFO of .nv.info.NAME: u32 index, u16 ordinal, u16 offset, u32 size << 18
 _VALUE: Final = 4  # EIFMT_SVAL: the attribute's u16 is the size of what follows
 
@@ -45,9 +46,14 @@ def figures(log: str, cubin: bytes) -> dict[str, Figures]:
 
 
 def remarks(log: str) -> str:
-    """What a compiler said besides figures: warnings."""
+    """What a compiler said besides figures: warnings, and ptxas' numbered advice."""
     lines = (line for line in log.splitlines() if not _OF_PTXAS.match(line) and not _FRAME.search(line))
     return "\n".join(line for line in lines if line.strip(" \0"))
+
+
+def serialised(remarks: str) -> list[str]:
+    """The functions in which ptxas makes tensor core products wait where their text does not (C7514, C7517)."""
+    return list(dict.fromkeys(found[1] for found in map(_SERIAL.search, remarks.splitlines()) if found))
 
 
 def _of_log(log: str) -> dict[str, Figures]:

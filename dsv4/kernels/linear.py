@@ -1,4 +1,4 @@
-"""FP8 matrices times a few tokens, on Hopper."""
+"""FP8 matrices on Hopper: a kernel for few tokens (here), one for many (linear_wide.py), both with the same bits."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
+from dsv4.kernels import linear_wide
 from dsv4.kernels.launch import Kernel, need
 from dsv4.kernels.rows import NAMES
 from dsv4.kernels.tiles import tensor_map
@@ -22,6 +23,7 @@ _TILE_BYTES: Final = _TILE_ROWS * _COLUMNS
 _THREADS: Final = 160
 _INBOXES: Final = 4
 _TOKENS: Final = (8, 16, 32)  # the kernels' own numbers; more tokens are taken in several turns
+FEW: Final = 32  # tokens up to which this kernel is the faster one: by bench/linear_wide.py
 _KERNELS: Final = {
     (dtype, t): Kernel("linear_fp8.cu", f"linear_fp8_{name}_{t}", "m p p p p i i i i")
     for dtype, name in NAMES.items()
@@ -94,6 +96,17 @@ def _scaled_matmul(x: QTensor, weight: QTensor, dtype: torch.dtype) -> Tensor:
     need(weight.scale, "weight scale", device=x.device)
     need(x.data, "x", device=x.device, align=16)
     need(x.scale, "x scale", device=x.device)
+    if tokens > FEW:
+        segments = form(rows, columns).segments
+        linear_wide.launch(x, weight, y, segments, linear_wide.plan(rows, segments, tokens))
+    else:
+        few(x, weight, y)
+    return y
+
+
+def few(x: QTensor, weight: QTensor, y: Tensor) -> None:
+    """y [T, rows] of x [T, K] and weight [rows, K], up to 32 tokens at a time."""
+    (tokens, columns), rows = x.shape, weight.shape[0]
     tiles, chosen = tensor_map(weight.data, _TILE_ROWS, _COLUMNS), form(rows, columns)
     for start in range(0, tokens, _TOKENS[-1]):
         part = slice(start, start + _TOKENS[-1])
@@ -103,5 +116,4 @@ def _scaled_matmul(x: QTensor, weight: QTensor, dtype: torch.dtype) -> Tensor:
         stages, smem = memory(chosen, rows, columns, wide)
         sizes = (rows // _TILE_ROWS, columns // _COLUMNS, count, stages)
         grid = chosen.segments * chosen.clusters
-        _KERNELS[dtype, wide](grid, _THREADS, *given, *sizes, smem=smem, cluster=chosen.segments, pdl=True)
-    return y
+        _KERNELS[y.dtype, wide](grid, _THREADS, *given, *sizes, smem=smem, cluster=chosen.segments, pdl=True)

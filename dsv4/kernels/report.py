@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from dsv4.errors import KernelError
 from dsv4.kernels.build import Found, Places, find_source
-from dsv4.kernels.figures import Figures
+from dsv4.kernels.figures import Figures, serialised
 from dsv4.kernels.source import sources
 
 
@@ -26,6 +26,10 @@ class Pair(NamedTuple):
     @property
     def spilling(self) -> list[str]:
         return [name for name, figures in self.functions.items() if figures.spills]
+
+    @property
+    def serialised(self) -> list[str]:
+        return serialised(self.found.entry.remarks) if self.found else []
 
 
 def pairs(places: Places, architectures: Iterable[str] = (), files: Iterable[str] = ()) -> Iterator[Pair]:
@@ -46,5 +50,6 @@ def as_json(pair: Pair) -> dict[str, Any]:
     if pair.found:
         entry, origin = pair.found
         known |= {"origin": origin, "nvrtc": entry.compiler, "bytes": len(entry.cubin), "remarks": entry.remarks}
+        known["serialised"] = pair.serialised
     functions = {name: {**of._asdict(), "spills": of.spills} for name, of in pair.functions.items()}
     return {**known, "kernels": functions}

@@ -13,10 +13,10 @@ _MOST = 65536  # maps kept; one is 128 bytes
 
 
 def tensor_map(matrix: Tensor, rows: int, columns: int) -> bytes:
-    """The map of a matrix of bytes [n, k], row after row, for boxes of `rows` x `columns` (at most 128).
+    """The map of a matrix [n, k], row after row, for boxes of `rows` (at most 256) x `columns` bytes (at most 128).
 
     In shared memory a box has rows of `columns` bytes, the 16-byte pieces of row r of 128 bytes at `piece ^ (r % 8)`.
-    The address has to be a multiple of 16, and k too.
+    The address has to be a multiple of 16, and the bytes of a row too.
     """
     return _made(matrix.data_ptr(), matrix.shape[0], matrix.shape[1] * matrix.element_size(), rows, columns)
 

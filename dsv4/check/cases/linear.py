@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dsv4.check.cases.inputs import BF16, FP32, INF, NAN, normal
-from dsv4.check.contract import Arguments, Case
+from dsv4.check.contract import Arguments, Case, Size
 from dsv4.check.metrics import Bound, Bounds
 from dsv4.ops.linear import scaled_matmul
 from dsv4.ops.quantize import quantize
@@ -35,6 +35,7 @@ SHAPES = {
     "pro shared w2": (7168, 3072),
     "pro wq_a wkv": (2048, 7168),
 }
+MANY = (64, 128, 512, 4096, 8192)  # tokens of a chunk, timed
 
 
 def exact(given: Arguments, found: Any) -> Tensor:
@@ -54,19 +55,33 @@ def cases() -> Iterator[Case]:
             (2, 192, 2304),
             (9, 320, 2048),
             (17, 256, 4096),
+            (31, 192, 1024),
             (40, 192, 8192),
+            (64, 320, 1024),
+            (100, 64, 2048),
+            (128, 448, 4096),
+            (129, 192, 2304),
             (130, 128, 1024),
+            (300, 320, 1536),
+            (1024, 192, 2048),
         ):
             make = partial(_given, tokens, rows, columns, dtype)
             yield case(name=f"{tokens} x {rows} x {columns} {name}", make=make, size="full")
-        yield case(name=f"odd rows {name}", make=partial(_odd, dtype))
+        # More tiles than multiprocessors: of 128 and 256 tokens, some of them in part or wholly beyond the edge.
+        for tokens, rows, columns in ((600, 2112, 2304), (1100, 1088, 4096), (300, 8512, 1024), (1024, 8448, 1024)):
+            make = partial(_given, tokens, rows, columns, dtype)
+            yield case(name=f"{tokens} x {rows} x {columns} {name}", make=make, size="big")
+        for tokens in (5, 70):
+            yield case(name=f"odd rows of {tokens} {name}", make=partial(_odd, tokens, dtype))
     for tokens, rows, columns in ((3, 96, 128), (3, 128, 192)):
         make = partial(_given, tokens, rows, columns, BF16)
         yield case(name=f"{tokens} x {rows} x {columns}", make=make, refusable=True)
     for label, (rows, columns) in SHAPES.items():
-        for tokens in (1, 16):
+        for tokens in (1, 16, *(() if label.endswith("of 8") else MANY)):
             make = partial(_given, tokens, rows, columns, BF16)
-            yield case(name=f"{label} {tokens}", make=make, size="big", bench=label)
+            size: Size = "big" if tokens < MANY[0] else "timed"
+            flops = 2 * tokens * rows * columns
+            yield case(name=f"{label} {tokens}", make=make, size=size, bench=label, flops=flops)
 
 
 def _given(tokens: int, rows: int, columns: int, dtype: torch.dtype) -> Arguments:
@@ -82,9 +97,9 @@ def matrix(rows: int, columns: int) -> QTensor:
     return QTensor(codes.view(torch.float8_e4m3fn), scale, FP8_BLOCK)
 
 
-def _odd(dtype: torch.dtype) -> Arguments:
-    """Zeros, a NaN and an infinity, each with its row; blocks of very different size; an ordinary row."""
-    x = normal("x", 5, 512, dtype=BF16)
-    x[0], x[2, 100], x[3, 300] = 0.0, NAN, INF
+def _odd(tokens: int, dtype: torch.dtype) -> Arguments:
+    """Zeros, a NaN and an infinity, each with its row; blocks of very different size; ordinary rows."""
+    x = normal("x", tokens, 512, dtype=BF16)
+    x[0], x[2, 100], x[3, 300], x[-2, 500] = 0.0, NAN, INF, -INF
     x[1] *= 10.0 ** (torch.arange(512) // 128 * 3 - 5).to(BF16)
     return quantize.reference(x, FP8_ROW), matrix(128, 512), dtype

@@ -14,6 +14,28 @@ struct Barrier {
   __device__ void arrive() {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(&word)) : "memory");
   }
+  // At the barrier in this place of a block of the cluster, which may be ours.
+  __device__ void arrive_at(int rank) {
+    asm volatile(
+        "{\n"
+        ".reg .b32 there;\n"
+        "mapa.shared::cluster.u32 there, %0, %1;\n"
+        "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
+        "}" ::"r"(shared_address(&word)),
+        "r"(rank)
+        : "memory");
+  }
+  // So that who waits by `wait_cluster` sees what was written before: a fence of hundreds of cycles.
+  __device__ void release_at(int rank) {
+    asm volatile(
+        "{\n"
+        ".reg .b32 there;\n"
+        "mapa.shared::cluster.u32 there, %0, %1;\n"
+        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n"
+        "}" ::"r"(shared_address(&word)),
+        "r"(rank)
+        : "memory");
+  }
   __device__ void arrive_expecting(int bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&word)), "r"(bytes)
                  : "memory");
@@ -24,6 +46,18 @@ struct Barrier {
         ".reg .pred done;\n"
         "again:\n"
         "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra again;\n"
+        "}" ::"r"(shared_address(&word)),
+        "r"(parity)
+        : "memory");
+  }
+  // For what other blocks of the cluster have released.
+  __device__ void wait_cluster(u32 parity) {
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "again:\n"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
         "@!done bra again;\n"
         "}" ::"r"(shared_address(&word)),
         "r"(parity)
@@ -56,4 +90,44 @@ __device__ __forceinline__ void copy_box(void* to, const TensorMap& map, int col
       "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared_address(to)),
       "l"(reinterpret_cast<u64>(&map)), "r"(column), "r"(row), "r"(shared_address(&done.word)), "l"(policy)
       : "memory");
+}
+
+// The same box to one place, and to one barrier, of every block of the cluster whose bit is set; to our own if none is.
+__device__ __forceinline__ void copy_box_to(void* to, const TensorMap& map, int column, int row, Barrier& done,
+                                            u32 blocks) {
+  const u32 place = shared_address(to), barrier = shared_address(&done.word);
+  const u64 from = reinterpret_cast<u64>(&map);
+  if (blocks) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster "
+        "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(place),
+        "l"(from), "r"(column), "r"(row), "r"(barrier), "h"(static_cast<u16>(blocks))
+        : "memory");
+  } else {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+        "[%0], [%1, {%2, %3}], [%4];" ::"r"(place),
+        "l"(from), "r"(column), "r"(row), "r"(barrier)
+        : "memory");
+  }
+}
+
+// The other way: a box from shared memory, less what lies beyond the matrix. The thread that stores it commits, and waits
+// until all but the last LEFT groups that it committed have been read, or until all have been written.
+__device__ __forceinline__ void store_box(const TensorMap& map, int column, int row, const void* from) {
+  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%1, %2}], [%3];" ::"l"(
+                   reinterpret_cast<u64>(&map)),
+               "r"(column), "r"(row), "r"(shared_address(from))
+               : "memory");
+}
+__device__ __forceinline__ void stores_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+template <int LEFT>
+__device__ __forceinline__ void stores_read() {
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(LEFT) : "memory");
+}
+__device__ __forceinline__ void stores_written() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
+
+// All threads of all blocks of the cluster: what was written before is seen behind it.
+__device__ __forceinline__ void meet_cluster() {
+  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
 }

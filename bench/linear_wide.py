@@ -1,0 +1,138 @@
+"""How products with FP8 matrices should lie on blocks: `python -m bench.linear_wide [--json FILE]` on a Hopper GPU.
+
+For each matrix and number of tokens the best plans, in microseconds and TFLOP/s, beside the plan that is chosen, the
+kernel for few tokens in turns of 32, and cuBLASLt's product alone, its scales made beforehand. A plan whose result has
+other bits than the kernel for few is named. These figures choose `plan` of dsv4/kernels/linear_wide.py and `FEW` of
+dsv4/kernels/linear.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dsv4.bench.clock import Call, fp8_peak, in_graph
+from dsv4.bench.ops import _sets, circumstances
+from dsv4.check.cases.linear import SHAPES, _given
+from dsv4.check.contract import Arguments, placed
+from dsv4.check.metrics import differing
+from dsv4.check.verify import prepare
+from dsv4.errors import KernelError
+from dsv4.kernels import linear, linear_library, linear_wide
+from dsv4.kernels.linear_wide import CLUSTERS, Plan
+from dsv4.ops.linear import scaled_matmul
+from dsv4.quant.tensor import QTensor
+
+TOKENS = (17, 32, 33, 48, 64, 96, 128, 256, 512, 2048, 8192)
+NAMES = ("flash wq_b", "flash wo_b", "flash shared w1 w3", "flash shared w2", "flash wq_a wkv", "pro wo_b")
+
+
+def plans(segments: int, tokens: int) -> Iterator[tuple[Plan, int]]:
+    """What is tried, each with the clusters that run at once."""
+    pairs = ((1, 1), (2, 1), (1, 2), (2, 2), (4, 1), (1, 4)) if tokens > linear_wide.TILE else ((1, 1), (2, 1), (4, 1))
+    for kind in ("wide128", *(("wide256",) if segments == 1 and tokens > linear_wide.TILE else ())):
+        for down, across in pairs:
+            for ordered in (False, True):
+                yield Plan(kind, down, across, ordered=ordered), CLUSTERS[down * across]
+        best = Plan(kind, *((2, 2) if tokens > linear_wide.TILE else (2, 1)))
+        if tokens >= 2048:
+            yield best._replace(buffers=2), CLUSTERS[best.down * best.across]
+            for group in (2, 4, 16):
+                yield best._replace(group=group), CLUSTERS[best.down * best.across]
+            for clusters in (31, 33) if best.across == 2 else ():
+                yield best, clusters
+    if segments > 1:
+        for ordered in (False, True):
+            yield Plan("split", ordered=ordered), CLUSTERS[segments]
+
+
+def through_plan(given: Plan, segments: int, x: QTensor, weight: QTensor, dtype: torch.dtype) -> Tensor:
+    y = torch.empty(len(x), weight.shape[0], dtype=dtype, device=x.device)
+    linear_wide.launch(x, weight, y, segments, given)
+    return y
+
+
+def through_few(x: QTensor, weight: QTensor, dtype: torch.dtype) -> Tensor:
+    y = torch.empty(len(x), weight.shape[0], dtype=dtype, device=x.device)
+    linear.few(x, weight, y)
+    return y
+
+
+def library(x: QTensor, weight: QTensor, dtype: torch.dtype) -> Call:
+    """The product alone; tokens past a multiple of four are left out."""
+    whole = len(x) // 4 * 4
+    scale = linear_library.token_scales(QTensor(x.data[:whole], x.scale[:whole], x.format))
+    linear_library.product(x.data[:whole], weight, scale, dtype)
+    return partial(linear_library.product, x.data[:whole], weight, scale, dtype)
+
+
+def timed(calls: list[Call], tokens: int) -> float:
+    """Microseconds of one call."""
+    return 1e6 * in_graph(calls * -(-(16 if tokens <= 512 else 4) // len(calls)), 5).seconds
+
+
+def tried(given: Arguments, sets: list[Arguments]) -> tuple[dict[str, float], list[str]]:
+    """Microseconds by plan, and the plans with other bits."""
+    x, weight, _ = given
+    segments = linear.form(*weight.shape).segments
+    found, wrong = {}, []
+    wanted = through_few(*given)
+    for plan, clusters in plans(segments, len(x)):
+        fit = linear_wide.fitting(plan)
+        name = f"{fit.kind} {fit.down}x{fit.across} x{clusters} {fit.stages}+{fit.buffers} g{fit.group}"
+        name += " ordered" * fit.ordered
+        size = segments if fit.kind == "split" else fit.down * fit.across
+        kept, CLUSTERS[size] = CLUSTERS[size], clusters  # type: ignore[index]
+        try:
+            if differing(through_plan(fit, segments, *given), wanted):
+                wrong.append(name)
+            calls: list[Call] = [partial(through_plan, fit, segments, *one) for one in sets]
+            found[name] = round(timed(calls, len(x)), 2)
+        except KernelError as error:
+            wrong.append(f"{name}: {error}")
+        finally:
+            CLUSTERS[size] = kept  # type: ignore[index]
+    return found, wrong
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--json", type=Path, help="append one line for each case to this file")
+    parser.add_argument("--case", default="", help="only matrices whose name has this in it")
+    parser.add_argument("--tokens", type=int, nargs="*", default=TOKENS)
+    asked = parser.parse_args()
+    prepare()
+    device = torch.device("cuda", 0)
+    cache = torch.cuda.get_device_properties(device).L2_cache_size
+    peak, began = fp8_peak(device), time.monotonic()
+    print(f"FP8 peak {peak / 1e12:,.0f} TFLOP/s", flush=True)
+    run = scaled_matmul.implementations["fused"].run
+    for name, tokens in ((name, tokens) for name in NAMES if asked.case in name for tokens in asked.tokens):
+        rows, columns = SHAPES[name]
+        given = placed(_given(tokens, rows, columns, torch.bfloat16), device)
+        sets = _sets(given, cache)
+        plan, wrong = tried(given, sets)
+        others = {"chosen": [partial(run, *one) for one in sets], "cublaslt": [library(*one) for one in sets]}
+        if tokens <= 128:
+            others["few"] = [partial(through_few, *one) for one in sets]
+        beside = {of: round(timed(calls, tokens), 2) for of, calls in others.items()}
+        flops = 2 * tokens * rows * columns
+        shown = [f"{of} {us:.1f} ({flops / us / 1e6 / (peak / 1e12):.0%})" for of, us in beside.items()]
+        shown += [f"{of}: {us:.1f}" for of, us in sorted(plan.items(), key=lambda pair: pair[1])[:4]]
+        print(f"{name} {tokens}: " + "  ".join(shown) + "".join(f"\n  OTHER BITS {one}" for one in wrong), flush=True)
+        if asked.json:
+            line = {"what": "wide linear plans", "matrix": name, "tokens": tokens, "us": beside | plan, "wrong": wrong}
+            with asked.json.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line | {"fp8_peak": peak} | circumstances(device)) + "\n")
+    print(f"{time.monotonic() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

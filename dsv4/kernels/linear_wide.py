@@ -1,0 +1,102 @@
+"""FP8 matrices times many tokens, on Hopper, with the bits of csrc/linear_fp8.cu."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Final, Literal, NamedTuple
+
+from torch import Tensor
+
+from dsv4.kernels.launch import Kernel
+from dsv4.kernels.rows import NAMES
+from dsv4.kernels.tiles import tensor_map
+from dsv4.quant.tensor import QTensor
+
+# As the sources have them.
+TILE: Final = 128  # rows, tokens of a piece, columns
+_THREADS: Final = 384
+_MOST_STAGES: Final = 8
+_BUFFER: Final = 8192  # bytes
+_SHEET: Final = TILE * (TILE + 4) * 4  # bytes
+_SHARED: Final = (227 << 10) - 1024  # bytes of a block beside its barriers
+
+Kind = Literal["wide128", "wide256", "split"]
+_SOURCES: Final[dict[Kind, tuple[str, str]]] = {
+    "wide128": ("linear_fp8_wide.cu", "mmm pp iiii iiiii"),
+    "wide256": ("linear_fp8_wide.cu", "mmm pp iiii iiiii"),
+    "split": ("linear_fp8_split.cu", "mm ppp iii iii"),
+}
+KERNELS: Final = {
+    (dtype, kind): Kernel(file, f"linear_fp8_{kind}_{name}", signature)
+    for dtype, name in NAMES.items()
+    for kind, (file, signature) in _SOURCES.items()
+}
+# Clusters that an H100 or H200 holds at once, by their blocks: each of its eight parts of 16 or 18 multiprocessors has
+# room for four clusters of four.
+CLUSTERS: Final[dict[int, int]] = {1: 132, 2: 66, 4: 32}
+_GROUP: Final = 8
+
+
+class Plan(NamedTuple):
+    """How a product lies on blocks. Nothing here changes a bit: the order of the sums is that of `segments`.
+
+    kind: tiles of 128 or 256 tokens (the latter for one segment), or a cluster that splits the segments. down, across:
+    blocks of a cluster side by side on rows and on tokens, which share what they read. stages: of the ring. buffers: by
+    which a group of warps stores. group: tiles of tokens that are taken together. ordered: groups start in turn.
+    """
+
+    kind: Kind
+    down: int = 1
+    across: int = 1
+    stages: int = 4
+    buffers: int = 1
+    group: int = _GROUP
+    ordered: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Of a tile."""
+        return 2 * TILE if self.kind == "wide256" else TILE
+
+    @property
+    def bytes(self) -> int:
+        """Of dynamic shared memory."""
+        stage = TILE * (TILE + self.tokens) + 4 * self.tokens
+        return self.stages * stage + (_SHEET if self.kind == "split" else 2 * self.buffers * _BUFFER)
+
+
+@lru_cache(maxsize=4096)
+def plan(rows: int, segments: int, tokens: int) -> Plan:
+    """What is best for so many tokens: by bench/linear_wide.py."""
+    high, wide = -(-rows // TILE), -(-tokens // TILE)
+    if segments > 1 and 2 * high * wide <= CLUSTERS[1]:
+        return fitting(Plan("split"))
+    kind: Kind = "wide256" if segments == 1 and high * -(-wide // 2) >= CLUSTERS[1] else "wide128"
+    down, across = 1 + (high > 1), 1 + (kind == "wide128" and wide > 1)
+    return fitting(Plan(kind, down, across))
+
+
+def fitting(given: Plan) -> Plan:
+    """With as many stages as find room."""
+    stages = max(n for n in range(1, _MOST_STAGES + 1) if given._replace(stages=n).bytes <= _SHARED)
+    return given._replace(stages=stages)
+
+
+def launch(x: QTensor, weight: QTensor, y: Tensor, segments: int, given: Plan) -> None:
+    """y [T, rows] of x [T, K] and weight [rows, K], whose K columns are added up in `segments`."""
+    tokens, rows, blocks, split = x.shape[0], weight.shape[0], x.shape[1] // TILE, given.kind == "split"
+    maps = [
+        tensor_map(weight.data, TILE // given.across, TILE),
+        tensor_map(x.data, given.tokens // given.down, TILE),
+    ]
+    arguments: tuple[Tensor | int, ...]
+    if split:
+        arguments = (weight.scale, x.scale, y, rows, tokens, blocks, given.stages, given.group, given.ordered)
+    else:
+        maps.append(tensor_map(y, TILE // y.element_size(), TILE))
+        how = (given.stages, given.buffers, given.across, given.group, given.ordered)
+        arguments = (weight.scale, x.scale, rows, tokens, blocks, segments, *how)
+    size = segments if split else given.down * given.across
+    tiles = -(-rows // (TILE * given.down)) * -(-tokens // (given.tokens * given.across))
+    grid = size * min(tiles, CLUSTERS[size])
+    KERNELS[y.dtype, given.kind](grid, _THREADS, *maps, *arguments, smem=given.bytes, cluster=size, pdl=True)
