@@ -54,12 +54,7 @@ __device__ __forceinline__ void linear_split(const TensorMap& weight, const Tens
   meet_cluster();
   if (threadIdx.x < FEEDERS) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
-    feed(ring, weight, x, weight_scale, x_scale, s, tiles, 0, [&](auto&& block) {
-      for (int tile = cluster; tile < tiles.count(); tile += clusters) {
-        const Place at = tiles(tile, 0);
-        for (int b = first; b < last; b++) block(at, b);
-      }
-    });
+    feed<1>(ring, weight, x, weight_scale, x_scale, s, {tiles, cluster, clusters, 0, first, last});
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
     pdl_wait();

@@ -99,12 +99,7 @@ __device__ __forceinline__ void linear(const TensorMap& weight, const TensorMap&
   meet_cluster();
   if (threadIdx.x < FEEDERS) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
-    feed(ring, weight, x, weight_scale, x_scale, s, tiles, rank, [&](auto&& block) {
-      for (int tile = cluster; tile < tiles.count(); tile += clusters) {
-        const Place at = tiles(tile, rank);
-        for (int b = 0; b < s.blocks; b++) block(at, b);
-      }
-    });
+    feed<PIECES>(ring, weight, x, weight_scale, x_scale, s, {tiles, cluster, clusters, rank, 0, s.blocks});
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
     pdl_wait();

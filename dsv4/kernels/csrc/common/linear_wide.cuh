@@ -39,6 +39,21 @@ struct Tiles {
   }
 };
 
+// The blocks of columns from `first` to `last` of every tile of one block of a cluster.
+template <int TOKENS>
+struct Walk {
+  const Tiles<TOKENS>& tiles;
+  int cluster, clusters, rank, first, last;
+
+  template <class Visit>
+  __device__ __forceinline__ void operator()(Visit visit) const {
+    for (int tile = cluster; tile < tiles.count(); tile += clusters) {
+      const Place at = tiles(tile, rank);
+      for (int b = first; b < last; b++) visit(at, b);
+    }
+  }
+};
+
 // Stages of 128 columns each: weights, tokens, and the products of their scales as the threads of a group read them.
 template <int PIECES>
 struct Ring {
@@ -94,12 +109,12 @@ __device__ __forceinline__ constexpr int scale_place(int token) {
 }
 
 // Weights, tokens and scales of tile after tile, each by other warps.
-template <int PIECES, class Each>
+template <int PIECES>
 __device__ __forceinline__ void feed(Ring<PIECES> ring, const TensorMap& weight, const TensorMap& x, const u8* weight_scale,
-                                     const u8* x_scale, const Sizes& s, const Tiles<PIECES * TILE>& tiles, int rank,
-                                     Each each) {
+                                     const u8* x_scale, const Sizes& s, const Walk<PIECES * TILE>& each) {
+  const Tiles<PIECES * TILE>& tiles = each.tiles;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, size = tiles.down * tiles.across;
-  const int i = rank / tiles.across, j = rank % tiles.across;
+  const int i = each.rank / tiles.across, j = each.rank % tiles.across;
   if (warp == 0 && lane == 0) {
     const u32 beside = ((1u << tiles.across) - 1) << i * tiles.across;  // the blocks that have our rows
     const int part = TILE / tiles.across;
