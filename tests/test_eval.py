@@ -10,6 +10,7 @@ from random import Random
 from typing import Any
 
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
@@ -330,6 +331,16 @@ def without_times(report: dict[str, Any]) -> dict[str, Any]:
         without_times(value) if name == "perplexity" else value
         for name, value in report.items() if name not in times
     }  # fmt: skip
+
+
+def test_memory_that_runs_out_is_said(texts: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(evaluate, "_SPEED_TOKENS", 4)
+    monkeypatch.setattr(evaluate, "work", full)
+    with pytest.raises(RequestError, match="memory is full.*lower --jobs or --max-sequences"):
+        run(str(PICO), *QUICK, "--texts", texts, "--jobs", "1")
 
 
 def test_the_verb_end_to_end(texts: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import torch
+
 from dsv4.check.answers import Ask, Result, Told, ask
 from dsv4.check.malformed import Damage, damages
 from dsv4.check.perplexity import Loss, encoded, measure, read_texts, unigram_nats
@@ -142,9 +144,13 @@ def evaluate(llm: LLM, plan: Plan, jobs: int, show: Callable[[int, int], None]) 
     parts = [*(Part(source=source) for source in sources), *(Part(rows) for rows in grouped(plan))]
     parts += [Part(short, mistaken=True)] if short else []
     done: dict[Part, Found] = {}
-    for part, found in _one_by_one(llm, plan, parts) if jobs == 1 else _side_by_side(plan, parts, jobs):
-        done[part] = found
-        show(len(done), len(parts))
+    try:
+        for part, found in _one_by_one(llm, plan, parts) if jobs == 1 else _side_by_side(plan, parts, jobs):
+            done[part] = found
+            show(len(done), len(parts))
+    except torch.OutOfMemoryError:
+        got = f"{jobs} processes with a cache of {plan.options.max_sequences} sequences each"
+        raise RequestError("the device's memory is full", got=got, do="lower --jobs or --max-sequences") from None
     ordered = [done[part] for part in parts]
     told = tuple(found for found in ordered if isinstance(found, Told))
     readings = tuple(found for found in ordered if isinstance(found, Reading))
