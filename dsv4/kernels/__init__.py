@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from dsv4.ops.op import Explained
 
 _SIMT: Final = {
+    "head": ("fused",),
+    "matmul": ("fused",),
     "mhc_head": ("fused",),
     "mhc_post": ("fused",),
     "mhc_post_pre_norm_quant": ("cluster", "fused", "unfused"),
@@ -51,7 +53,7 @@ def install() -> None:
 
 def _register() -> None:
     """Each family's file registers its functions when it is imported."""
-    from dsv4.kernels import kv, linear, mhc, moe, norm, quantize, rope  # noqa: F401
+    from dsv4.kernels import kv, linear, matmul, mhc, moe, norm, quantize, rope, sample  # noqa: F401
 
 
 @cache
