@@ -31,6 +31,7 @@ _SIMT: Final = {
     "rms_norm": ("fused",),
     "rms_norm_quant": ("fused", "unfused"),
     "rope": ("fused",),
+    "route": ("fused",),
     "swiglu": ("fused",),
     "swiglu_quant": ("fused",),
     "unit_rms": ("fused",),
@@ -53,7 +54,7 @@ def install() -> None:
 
 def _register() -> None:
     """Each family's file registers its functions when it is imported."""
-    from dsv4.kernels import kv, linear, matmul, mhc, moe, norm, quantize, rope, sample  # noqa: F401
+    from dsv4.kernels import kv, linear, matmul, mhc, moe, norm, quantize, rope, route, sample  # noqa: F401
 
 
 @cache
