@@ -27,7 +27,7 @@ from tests.shim.build import build, kernels, library
 from tests.shim.everyday import cases, problems
 from tests.shim.probes import PROBES
 
-FILES = ("norm.cu", "quantize.cu", "moe.cu", "rope.cu", "kv.cu")
+FILES = ("norm.cu", "quantize.cu", "moe.cu", "rope.cu", "kv.cu", "matmul.cu", "best.cu", "route.cu")
 
 
 @pytest.mark.parametrize("label", cases())
@@ -103,7 +103,7 @@ def test_a_given_scale_of_any_size(dtype: torch.dtype, seed: int) -> None:
 
 
 def test_every_kernel_runs_in_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the five files, in those above."""
+    """Of these files, in those above."""
     names: set[str] = set()
     for few in (rows.FEW, 0):
         monkeypatch.setattr(norm, "FEW", few)

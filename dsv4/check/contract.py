@@ -47,7 +47,8 @@ class Case:
     make: the arguments on the CPU, the same at every call.
     tokens: places of the arguments whose tensors have one entry a token; none: a token alone is not tried.
     writes: places of the arguments that the op writes.
-    bounds: by name of the result or kind of number; what is not named is exact. Those of the oracle too.
+    bounds: by name of the result or kind of number; what is not named is exact. Those of the oracle and of the smaller
+    ops' results too.
     outcome: what is judged, from the arguments after the run and the result.
     wanted: the same from the reference; it may start from results that `outcome` found. None: the op's reference.
     oracle: the same, by other means. properties: see `Property`.
@@ -65,6 +66,7 @@ class Case:
     tokens: tuple[int, ...] = ()
     writes: tuple[int, ...] = ()
     bounds: Bounds = field(default_factory=dict)
+    unfused_bounds: Bounds = field(default_factory=dict)
     outcome: Wanted = returned
     wanted: Wanted | None = None
     oracle: Wanted | None = None
@@ -110,7 +112,7 @@ def judge(
 ) -> list[Verdict]:
     """Judge one function of the op's signature.
 
-    twin: another one, whose results are the same to the last bit. accepts: asked first, where there is one.
+    twin: another one, whose results are the same to the last bit, or near. accepts: asked first, where there is one.
     given: the arguments of the case, where they are made already. spare: another kernel takes them, so this may refuse.
     company: a token may have other bits alone.
     """
@@ -155,7 +157,8 @@ class _Judged:
         if not company:
             yield from self.alone(first)
         if twin is not None:
-            yield from self.compared("unfused", first.leaves, self.attempt(twin, self.given).leaves, {})
+            other = self.attempt(twin, self.given)
+            yield from self.compared("unfused", first.leaves, other.leaves, case.unfused_bounds)
         if case.wanted is not None:
             yield from self.compared("reference", first.leaves, self.from_results(case.wanted, first), case.bounds)
         elif self.implementation != "reference":

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from dsv4.ops.op import Explained
 
 _SIMT: Final = {
+    "head": ("fused",),
+    "matmul": ("fused",),
     "mhc_head": ("fused",),
     "mhc_post": ("fused",),
     "mhc_post_pre_norm_quant": ("cluster", "fused", "unfused"),
@@ -29,6 +31,7 @@ _SIMT: Final = {
     "rms_norm": ("fused",),
     "rms_norm_quant": ("fused", "unfused"),
     "rope": ("fused",),
+    "route": ("fused",),
     "swiglu": ("fused",),
     "swiglu_quant": ("fused",),
     "unit_rms": ("fused",),
@@ -54,7 +57,19 @@ def install() -> None:
 
 def _register() -> None:
     """Each family's file registers its functions when it is imported."""
-    from dsv4.kernels import kv, linear, linear_library, mhc, moe, norm, quantize, rope  # noqa: F401
+    from dsv4.kernels import (  # noqa: F401
+        kv,
+        linear,
+        linear_library,
+        matmul,
+        mhc,
+        moe,
+        norm,
+        quantize,
+        rope,
+        route,
+        sample,
+    )
 
 
 @cache

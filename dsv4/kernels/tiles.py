@@ -13,16 +13,18 @@ _MOST = 65536  # maps kept; one is 128 bytes
 
 
 def tensor_map(matrix: Tensor, rows: int, columns: int) -> bytes:
-    """The map of a matrix [n, k], row after row, for boxes of `rows` (at most 256) x `columns` bytes (at most 128).
+    """The map of a matrix [n, k] for boxes of `rows` (at most 256) x `columns` bytes (at most 128).
 
     In shared memory a box has rows of `columns` bytes, the 16-byte pieces of row r of 128 bytes at `piece ^ (r % 8)`.
-    The address has to be a multiple of 16, and the bytes of a row too.
+    The address has to be a multiple of 16, and the bytes from row to row too. Beyond the matrix boxes are zero.
     """
-    return _made(matrix.data_ptr(), matrix.shape[0], matrix.shape[1] * matrix.element_size(), rows, columns)
+    n, size = matrix.shape[0], matrix.element_size()
+    wide = matrix.shape[1] * size
+    return _made(matrix.data_ptr(), n, wide, matrix.stride(0) * size if n > 1 else -(-wide // 16) * 16, rows, columns)
 
 
 @lru_cache(maxsize=_MOST)
-def _made(address: int, n: int, k: int, rows: int, columns: int) -> bytes:
+def _made(address: int, n: int, k: int, apart: int, rows: int, columns: int) -> bytes:
     kinds, wide = driver(), driver().cuuint64_t
     narrow = driver().cuuint32_t
     made = call(
@@ -31,7 +33,7 @@ def _made(address: int, n: int, k: int, rows: int, columns: int) -> bytes:
         2,
         address,
         [wide(k), wide(n)],
-        [wide(k)],
+        [wide(apart)],
         [narrow(columns), narrow(rows)],
         [narrow(1), narrow(1)],
         kinds.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,

@@ -23,8 +23,9 @@ from dsv4.taps import tap
 
 
 def _compressor(scope: Scope) -> Compressor:
-    wkv, wgate, ape, norm = (scope.wide(name) for name in ("wkv.weight", "wgate.weight", "ape", "norm.weight"))
-    return Compressor(torch.cat((wkv, wgate)), torch.stack((torch.zeros_like(ape), ape), 1), norm)
+    project = torch.cat([scope.dense(f"{name}.weight") for name in ("wkv", "wgate")])
+    ape, norm = scope.wide("ape"), scope.wide("norm.weight")
+    return Compressor(project, torch.stack((torch.zeros_like(ape), ape), 1), norm)
 
 
 class Indexer:

@@ -24,9 +24,15 @@ class Scope:
         return Scope(self._weights, f"{self._prefix}{name}.")
 
     def matrix(self, name: str) -> Tensor | QTensor:
-        """`name`.weight of a linear layer: quantised as stored, or widened to FP32."""
+        """`name`.weight of a linear layer: quantised as stored, or dense."""
         weight = self._weights[f"{self._prefix}{name}.weight"]
-        return weight if isinstance(weight, QTensor) else weight.float()
+        return weight if isinstance(weight, QTensor) else _dense(weight)
+
+    def dense(self, name: str) -> Tensor:
+        """A matrix that is never quantised."""
+        weight = self._weights[self._prefix + name]
+        assert not isinstance(weight, QTensor), f"{self._prefix}{name} is never quantised"
+        return _dense(weight)
 
     def wide(self, name: str) -> Tensor:
         """A tensor that the reference holds in FP32."""
@@ -45,6 +51,11 @@ class Scope:
         fn, base, scale = (self.wide(f"hc_{site}_{part}") for part in ("fn", "base", "scale"))
         rows = torch.tensor([streams, streams, streams**2][: len(scale)], device=scale.device)
         return Mixer(fn, base, scale.repeat_interleave(rows))
+
+
+def _dense(weight: Tensor) -> Tensor:
+    """What `matmul` reads, which widens it: as stored, but on a CPU widened here and not in every call."""
+    return weight.float() if weight.device.type == "cpu" else weight
 
 
 class Norm:

@@ -47,7 +47,7 @@ class Model:
             Block(scope.sub(f"layers.{n}"), config, n, ratio, n < config.num_hash_layers, rounds(n))
             for n, ratio in enumerate(config.layer_ratios)
         ]
-        self.head_mix, self.head = HeadMix(scope, config), scope.wide("head.weight")
+        self.head_mix, self.head = HeadMix(scope, config), scope.dense("head.weight")
 
     def batch(self, segments: Sequence[Segment]) -> Batch:
         """Lay segments out as one step of this model."""

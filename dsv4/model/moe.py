@@ -22,7 +22,7 @@ class MoE:
     def __init__(self, scope: Scope, config: ModelConfig, layer: int, hashed: bool, rounds: Numerics) -> None:
         self.layer, self.rounds = layer, rounds
         self.k, self.scale, self.limit = config.num_experts_per_tok, config.routed_scaling_factor, config.swiglu_limit
-        self.gate = scope.wide("gate.weight")
+        self.gate = scope.dense("gate.weight")
         self.table = scope.integers("gate.tid2eid") if hashed else None
         self.bias = None if hashed else scope.wide("gate.bias")
         self.experts = [_expert(scope.sub(f"experts.{e}")) for e in range(config.n_routed_experts)]

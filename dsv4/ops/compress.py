@@ -16,11 +16,11 @@ OVERLAPPED = 4  # the ratio whose blocks overlap by one
 
 
 class Compressor(NamedTuple):
-    """Weights of one compressor, all FP32. C = 2 * D when overlapped (halves A and B), else D."""
+    """Weights of one compressor. C = 2 * D when overlapped (halves A and B), else D."""
 
-    project: Tensor  # [2 * C, d]: values, then scores (wkv, then wgate)
-    ape: Tensor  # [m, 2, C]: zeros for the values, the position bias for the scores
-    norm: Tensor  # [D]
+    project: Tensor  # [2 * C, d], any float dtype: values, then scores (wkv, then wgate)
+    ape: Tensor  # [m, 2, C] FP32: zeros for the values, the position bias for the scores
+    norm: Tensor  # [D] FP32
 
 
 @op

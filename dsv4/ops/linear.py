@@ -39,8 +39,8 @@ def matmul_rows(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def dense(weight: Tensor | QTensor) -> Tensor:
-    """The matrix as [N, K] FP32: a quantised one decoded (once, then kept), any other widened."""
-    return weight.values() if isinstance(weight, QTensor) else widen(weight)
+    """The matrix as `matmul` reads it, [N, K]: quantised: decoded to FP32 (once, then kept)."""
+    return weight.values() if isinstance(weight, QTensor) else weight
 
 
 def quantize_input(x: Tensor, weight: Tensor | QTensor, rounding: Rounding) -> Tensor:

@@ -49,9 +49,9 @@ def silu(x: Tensor) -> Tensor:
 def route(x: Tensor, gate: Tensor, bias: Tensor | None, chosen: Tensor | None, k: int, scale: float) -> Route:
     """Choose k experts for each token.
 
-    x: [T, d]; gate: [E, d] FP32. Scores are sqrt(softplus(gate x)) in FP32. A scored layer takes the k largest of
-    score + bias (equal: the lowest index wins); a hash layer brings its own choice in `chosen` [T, k]. Either way the
-    weights are the scores without bias, divided by their sum, times `scale`.
+    x: [T, d]; gate: [E, d], any float dtypes. Scores are sqrt(softplus(gate x)) in FP32. A scored layer takes the k
+    largest of score + bias (equal: the lowest index wins); a hash layer brings its choice in `chosen` [T, k]. Weights
+    are the scores without bias, divided by their sum, times `scale`. NaN counts as minus infinity in a choice.
     """
     scores = softplus(matmul(x, gate)).sqrt()
     experts = top_k(scores if bias is None else scores + bias, k) if chosen is None else chosen

@@ -3,9 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from dsv4.ops.index import top_k
+from dsv4.ops.linear import matmul
+from dsv4.ops.op import op
+
+
+class Choice(NamedTuple):
+    """What the head says of T tokens, and its k best, the largest first."""
+
+    logits: Tensor  # [T, V] FP32
+    values: Tensor  # [T, k] FP32
+    ids: Tensor  # [T, k] int64
+
+
+@op
+def head(x: Tensor, weight: Tensor, k: int) -> Choice:
+    """Logits, and the min(k, V) largest of each row: the first is the greedy token, the others are what logprobs show.
+
+    x: [T, d]; weight: [V, d], each of any float dtype. Equal logits: the lowest id wins. NaN counts as minus infinity
+    (the engine ends a request whose logits are not finite).
+    """
+    logits = matmul(x, weight)
+    ids = top_k(logits, k)
+    return Choice(logits, logits.gather(1, ids), ids)
 
 
 def biased(logits: Tensor, bias: Sequence[tuple[int, float]]) -> Tensor:

@@ -92,6 +92,15 @@ __device__ __forceinline__ void copy_box(void* to, const TensorMap& map, int col
       : "memory");
 }
 
+// The same for what is read again.
+__device__ __forceinline__ void copy_box(void* to, const TensorMap& map, int column, int row, Barrier& done) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
+          shared_address(to)),
+      "l"(reinterpret_cast<u64>(&map)), "r"(column), "r"(row), "r"(shared_address(&done.word))
+      : "memory");
+}
+
 // The same box to one place, and to one barrier, of every block of the cluster whose bit is set; to our own if none is.
 __device__ __forceinline__ void copy_box_to(void* to, const TensorMap& map, int column, int row, Barrier& done,
                                             u32 blocks) {

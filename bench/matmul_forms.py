@@ -1,0 +1,80 @@
+"""Which form of the dense product is the faster one: `python -m bench.matmul_forms [--json FILE]` on a GPU.
+
+One line a matrix and number of tokens: microseconds of the form for few with tiles of 8 and of 16 rows, of the form for
+many, and which of them `dsv4/kernels/matmul.py` takes. No form changes a bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dsv4.bench.clock import in_graph
+from dsv4.bench.ops import _sets, circumstances
+from dsv4.check.cases.inputs import BF16, normal
+from dsv4.check.cases.matmul import SHAPES, weights
+from dsv4.check.verify import prepare
+from dsv4.errors import KernelError
+from dsv4.kernels import matmul
+
+TOKENS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
+MATRICES = SHAPES | {"flash head": (129_280, 4096)}
+
+
+def forced(form: str) -> Any:
+    """`matmul.few` that gives tiles of so many rows, or none, whatever the matrix."""
+    own = matmul.few.__wrapped__
+
+    def few(n: int, k: int, tokens: int, machine: matmul.Machine) -> matmul.Few | None:
+        if form == "many":
+            return None
+        chosen = own(2**30 if form == "few 16" else 1, k, tokens, machine)
+        if chosen is None:
+            raise KernelError("no room")
+        tiles = -(-n // chosen.rows)
+        return chosen._replace(blocks=min(tiles, chosen.blocks if form == "few 16" else 2 * machine.processors))
+
+    return few
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--json", type=Path, help="append one line for each matrix to this file")
+    parser.add_argument("--only", default="", help="only matrices whose name has this in it")
+    asked = parser.parse_args()
+    prepare()
+    device, few, passes = torch.device("cuda", 0), matmul.few, matmul._PASSES
+    for name, (rows, columns) in MATRICES.items():
+        if asked.only not in name:
+            continue
+        weight, found = weights(rows, columns, BF16).to(device), dict[str, dict[str, float]]()
+        for tokens in TOKENS:
+            given = (normal("x", tokens, columns, dtype=BF16).to(device), weight)
+            sets = _sets(given, torch.cuda.get_device_properties(device).L2_cache_size)
+            calls = [partial(matmul.product, *one) for one in sets] * -(-16 // len(sets))
+            found[str(tokens)] = {}
+            for form in ("few 8", "few 16", "many", "chosen"):
+                matmul.few = few if form == "chosen" else forced(form)  # type: ignore[assignment]
+                matmul._PASSES = passes if form == "chosen" else 2**30  # type: ignore[misc]
+                try:
+                    found[str(tokens)][form] = round(1e6 * in_graph(calls, 7).seconds, 2)
+                except KernelError:
+                    continue
+            shown = "  ".join(f"{form} {us:.2f}" for form, us in found[str(tokens)].items())
+            print(
+                f"{name}, {tokens}: {shown}  ({2e-3 * rows * columns / found[str(tokens)]['chosen']:.0f} GB/s)",
+                flush=True,
+            )
+        if asked.json:
+            line = {"what": "matmul forms", "matrix": name, "us": found}
+            with asked.json.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line | circumstances(device)) + "\n")
+
+
+if __name__ == "__main__":
+    main()

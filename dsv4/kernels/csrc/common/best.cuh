@@ -1,0 +1,39 @@
+// The k best of many numbers by whole warps, the largest first, the lowest index among equals.
+//
+// A number and its index are one key of 64 bits, so that keys order as candidates do and no two are equal. NaN counts as
+// minus infinity, both zeros are one number. Key 0 is below all of these: nobody.
+#pragma once
+#include "common/reduce.cuh"
+
+__device__ __forceinline__ u64 best_key(float x, u32 index) {
+  u32 bits = __float_as_uint(x);
+  if ((bits & ~SIGN) > INFINITY_BITS) bits = SIGN | INFINITY_BITS;
+  if (bits == SIGN) bits = 0;
+  return static_cast<u64>(bits & SIGN ? ~bits : bits | SIGN) << 32 | ~index;
+}
+
+__device__ __forceinline__ u32 key_index(u64 key) { return ~static_cast<u32>(key); }
+
+__device__ __forceinline__ u64 warp_best(u64 key) {
+#pragma unroll
+  for (int other = 16; other; other >>= 1) {
+    const u64 found = __shfl_xor_sync(ALL_LANES, key, other);
+    key = found > key ? found : key;
+  }
+  return key;
+}
+
+// `take(i, key)` for the i-th best of all keys of the warp, i = 0 .. k - 1, in every lane; the keys are used up.
+template <int M, class Take>
+__device__ __forceinline__ void each_best(u64 (&keys)[M], int k, Take take) {
+#pragma unroll 1
+  for (int i = 0; i < k; i++) {
+    u64 top = keys[0];
+#pragma unroll
+    for (int m = 1; m < M; m++) top = keys[m] > top ? keys[m] : top;
+    top = warp_best(top);
+    take(i, top);
+#pragma unroll
+    for (int m = 0; m < M; m++) keys[m] = keys[m] == top ? 0 : keys[m];
+  }
+}
