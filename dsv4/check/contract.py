@@ -56,6 +56,7 @@ class Case:
     refusable: an implementation need not accept it.
     bench: the name under which `dsv4 bench ops` times it.
     moved: bytes that the op has to read and write, from arguments and result; None: every tensor once.
+    turn: the arguments of the clock's n-th call, which share what is too large to be copied; None: copies of all.
     """
 
     op: Op[..., Any]
@@ -73,6 +74,7 @@ class Case:
     refusable: bool = False
     bench: str = ""
     moved: Callable[[Arguments, Any], int] | None = None
+    turn: Callable[[Arguments, int], Arguments] | None = None
 
     @property
     def label(self) -> str:
