@@ -46,6 +46,7 @@ def cases() -> Iterator[Case]:
     yield case(name="scales far apart", make=_far_apart)
     yield case(name="odd scales", make=_odd_scales)
     yield case(name="an expert twice", make=_twice)
+    yield case(name="two experts cancel", make=_cancelling)
     yield case(name="fp32", make=partial(_wide, small), refusable=True)
     for label, sizes, counts in (("flash", FLASH, (1, 8, 32, 64, 8192)), ("flash of 8", SLICE, (1, 32, 64)),
                                  ("pro", PRO, (1, 32))):  # fmt: skip
@@ -133,6 +134,18 @@ def _twice() -> Arguments:
     chosen = picks.experts.clone()
     chosen[:, 2] = chosen[:, 0]
     return x, Route(chosen, picks.weights), *rest
+
+
+def _cancelling() -> Arguments:
+    """The first expert's results are huge, the second's the same with the other sign: in any other order than by their
+    numbers the third's are lost."""
+    x, _, _, beside, limit = given(6, (256, 128, 8, 3))
+    up, down, small = matrix("up", 256, 256), matrix("down", 256, 128, 150, 151), matrix("small", 256, 128, 100, 102)
+    other = QTensor(down.data ^ -120, down.scale, MXFP4)  # both signs of a byte: 0x88
+    parts = [[pack(one) for one in ones] for ones in ((up, up, up), (down, other, small))]
+    experts = StoredExperts(*(Packed(*(torch.stack(part) for part in zip(*ones, strict=True))) for ones in parts))
+    chosen = torch.tensor([[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]])
+    return x, Route(chosen, torch.ones(6, 3)), experts, beside * 2.0**-20, limit
 
 
 def _odd_activations() -> Arguments:

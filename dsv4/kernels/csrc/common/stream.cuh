@@ -34,6 +34,12 @@ struct Barrier {
 // After `init`, before another proxy or block uses the barriers.
 __device__ __forceinline__ void fence_barriers() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 
+// Until THREADS threads of the block have come, of whole warps, each with this number.
+template <int THREADS>
+__device__ __forceinline__ void meet(int number) {
+  asm volatile("bar.sync %0, %1;" ::"r"(number), "n"(THREADS) : "memory");
+}
+
 // What threads wrote to shared memory becomes visible to copies and tensor cores.
 __device__ __forceinline__ void fence_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
@@ -42,6 +48,22 @@ __device__ __forceinline__ u64 evict_first() {
   u64 policy;
   asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
   return policy;
+}
+
+// Copy a run of bytes; addresses and count are multiples of 16. Its bytes count at the barrier. One thread does it.
+__device__ __forceinline__ void copy_run(void* to, const void* from, int bytes, Barrier& done) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   shared_address(to)),
+               "l"(from), "r"(bytes), "r"(shared_address(&done.word))
+               : "memory");
+}
+
+__device__ __forceinline__ void copy_run(void* to, const void* from, int bytes, Barrier& done, u64 policy) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
+          shared_address(to)),
+      "l"(from), "r"(bytes), "r"(shared_address(&done.word)), "l"(policy)
+      : "memory");
 }
 
 // A matrix in memory as the copy engine of sm_90 sees it, made by the host (dsv4/kernels/tiles.py).
