@@ -7,11 +7,14 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 
 from dsv4 import kernels
 from dsv4.check.cases import experts as listed
-from dsv4.check.contract import Case, judge
+from dsv4.check.contract import Case, judge, placed
 from dsv4.kernels import experts
+from dsv4.ops.moe import Route
+from dsv4.quant.tensor import QTensor
 from tests import shim
 from tests.shim.build import CSRC
 
@@ -56,7 +59,7 @@ def test_every_case_in_every_order(name: str, order: int, played: Path, monkeypa
 BUGS = {
     "a sign of the wrong column": ("experts.cu", "(word << 4 & 0x80808080u)", "(word & 0x80808080u)", "1 tokens"),
     "a step of the wrong columns": ("experts.cu", "word.y >> 4 * lane.t", "word.y >> 4 * (3 - lane.t)", "1 tokens"),
-    "a scale of the wrong row": ("experts.cu", "(16 * lane.warp + 2 * lane.g)", "(16 * lane.warp)", "1 tokens"),
+    "a scale of the wrong row": ("experts.cu", "64 * lane.warp + 8 * lane.g", "64 * lane.warp", "1 tokens"),
     "32 columns too many": ("experts.cu", "lane.t == pass ?", "lane.t >= pass ?", "scales far apart"),
     "a ring that is not waited for": ("experts.cu", "if (round) empty", "if (0) empty", "9 tokens"),
     "a stage given back too early": ("experts.cu", "if (++pass <= last) continue;", "pass++;", "scales far apart"),
@@ -103,3 +106,20 @@ def test_there_is_room_for_every_way_to_choose() -> None:
     for pairs in (1, 6, 300, 5000):
         for counts in ([pairs], [1] * min(pairs, 256), [max(1, pairs - 255)] + [1] * min(pairs - 1, 255)):
             assert sum(-(-n // 8) for n in counts) <= experts.most_groups(pairs, 256, 8)
+
+
+@pytest.mark.gpu
+def test_a_row_has_its_own_bits_on_a_gpu() -> None:
+    """Groups of every width, in company and alone: a slice of Flash, where 6 of 256 experts are chosen."""
+    x, picks, stored, beside, limit = placed(listed.given(700, listed.SLICE, 4), torch.device("cuda"))
+    run = listed.routed_experts.implementations["fused"].run
+    sizes, whole = set(), run(x, picks, stored, beside, limit)
+    for width in (1, 3, 64, 200, 350, 700):
+        sizes.add(experts.wide(width, 6, 256))
+        for start in (0, 700 - width, (700 - width) // 2):
+            rows = slice(start, start + width)
+            one = QTensor(x.data[rows], x.scale[rows], x.format)
+            chosen = Route(picks.experts[rows], picks.weights[rows])
+            assert torch.equal(run(one, chosen, stored, beside[rows], limit), whole[rows])
+    assert sizes == set(experts.WIDE)
+    assert whole.isfinite().all()

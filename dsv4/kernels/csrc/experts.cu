@@ -75,11 +75,22 @@ __device__ __forceinline__ uint2 table_of(int step) {
                     e4m3x2(2 * by, 3 * by) | e4m3x2(4 * by, 6 * by) << 16);
 }
 
+// Of eight bytes the four that the nibbles of `pick` number, none of them above 7: `__byte_perm` would mask them again.
+__device__ __forceinline__ u32 picked(uint2 table, u32 pick) {
+#ifdef __CUDA_ARCH__
+  u32 found;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(found) : "r"(table.x), "r"(table.y), "r"(pick));
+  return found;
+#else
+  return __byte_perm(table.x, table.y, pick);
+#endif
+}
+
 // Eight codes become two words of E4M3: the magnitudes pick bytes of the table.
 __device__ __forceinline__ void widen8(u32 word, uint2 table, u32& first, u32& second) {
   const u32 pick = word & 0x77777777u;
-  first = __byte_perm(table.x, table.y, pick) | (word & 0x80808080u);
-  second = __byte_perm(table.x, table.y, pick >> 16) | (word << 4 & 0x80808080u);
+  first = picked(table, pick) | (word & 0x80808080u);
+  second = picked(table, pick >> 16) | (word << 4 & 0x80808080u);
 }
 
 // One thread copies the weights, another one the tokens and their scales, each as far ahead as the ring allows.
@@ -104,9 +115,12 @@ struct Lane {
 // 8 j + 2 t and the one behind it, sum[4 j + 2] and sum[4 j + 3] the second row's.
 template <int NT>
 __device__ __forceinline__ void multiply(float (&sum)[NT / 2], const Matrices& m, const Task& task, const Lane& lane,
-                                         const u8* ring, const float* scales, const uint2* table, Barrier* full,
-                                         Barrier* empty, int& stage, int& round) {
+                                         const u8* ring, const uint2* table, Barrier* full, Barrier* empty,
+                                         int& stage, int& round) {
   constexpr int STAGE_BYTES = TILE_BYTES + NT * ROW_BYTES, D = NT / 2;
+  const auto start = kept_address(ring), scales = start + m.stages * STAGE_BYTES + 8 * lane.t;
+  const auto widening = kept_address(table), filled = kept_address(full), emptied = kept_address(empty);
+  const int data = 1024 * lane.warp + 16 * (threadIdx.x % 32), words = DATA_BYTES + 64 * lane.warp + 8 * lane.g;
 #pragma unroll
   for (int i = 0; i < D; i++) sum[i] = 0;
   const bool apart = m.apart[task.matrix];
@@ -114,10 +128,9 @@ __device__ __forceinline__ void multiply(float (&sum)[NT / 2], const Matrices& m
   int pass = 0;
 #pragma unroll 1
   for (int b = 0; b < m.blocks;) {
-    full[stage].wait(round & 1);
-    const u8* const tile = ring + stage * STAGE_BYTES;
-    const uint4* const data = reinterpret_cast<const uint4*>(tile) + lane.warp * 64 + threadIdx.x % 32;
-    const uint2 word = *reinterpret_cast<const uint2*>(tile + DATA_BYTES + (16 * lane.warp + 2 * lane.g) * 4);
+    wait_at(filled + stage * sizeof(Barrier), round & 1);
+    const auto tile = start + stage * STAGE_BYTES;
+    const uint2 word = load_shared8(tile + words);
     int step[2] = {static_cast<int>(word.x >> 4 * lane.t & 15), static_cast<int>(word.y >> 4 * lane.t & 15)};
     float by[2] = {__uint_as_float(word.x & 0x7F800000u), __uint_as_float(word.y & 0x7F800000u)};
     if (apart) {  // 32 columns, under their own scale
@@ -127,29 +140,30 @@ __device__ __forceinline__ void multiply(float (&sum)[NT / 2], const Matrices& m
     u32 a[4][4];
 #pragma unroll
     for (int row = 0; row < 2; row++) {
-      const uint4 packed = data[32 * row];
-      const uint2 widened = table[step[row]];
+      const uint4 packed = load_shared16(tile + data + 512 * row);
+      const uint2 widened = load_shared8(widening + 8 * step[row]);
       widen8(packed.x, widened, a[0][row], a[0][2 + row]);
       widen8(packed.y, widened, a[1][row], a[1][2 + row]);
       widen8(packed.z, widened, a[2][row], a[2][2 + row]);
       widen8(packed.w, widened, a[3][row], a[3][2 + row]);
     }
+    const u64 x = operand_at(tile + TILE_BYTES);
     float part[D];
     wgmma_fence();
 #pragma unroll
-    for (int k = 0; k < 4; k++) wgmma(part, a[k], operand(tile + TILE_BYTES) + 2 * k, k);
+    for (int k = 0; k < 4; k++) wgmma(part, a[k], x | 2 * k, k);  // tiles begin at 1,024 bytes
     wgmma_commit();
     wgmma_wait<0>();
-    const float* const scale = scales + stage * NT + 2 * lane.t;
 #pragma unroll
     for (int i = 0; i < D; i += 4) {
-      const float2 s = *reinterpret_cast<const float2*>(scale + 2 * i);
-      sum[i] = fmaf(part[i], s.x * by[0], sum[i]), sum[i + 1] = fmaf(part[i + 1], s.y * by[0], sum[i + 1]);
-      sum[i + 2] = fmaf(part[i + 2], s.x * by[1], sum[i + 2]), sum[i + 3] = fmaf(part[i + 3], s.y * by[1], sum[i + 3]);
+      const uint2 scale = load_shared8(scales + (stage * NT + 2 * i) * 4);
+      const float s[2] = {__uint_as_float(scale.x), __uint_as_float(scale.y)};
+#pragma unroll
+      for (int j = 0; j < 4; j++) sum[i + j] = fmaf(part[i + j], s[j % 2] * by[j / 2], sum[i + j]);
     }
     if (++pass <= last) continue;
     __syncwarp();
-    if (threadIdx.x % 32 == 0) empty[stage].arrive();
+    if (threadIdx.x % 32 == 0) arrive_at(emptied + stage * sizeof(Barrier));
     pass = 0, b++;
     if (++stage == m.stages) stage = 0, round++;
   }
@@ -274,7 +288,7 @@ __device__ __forceinline__ void run(const Matrices& m, u8* ring, uint2 (&table)[
   int stage = 0, round = 0;
   for (int i = blockIdx.x; find(task, m, i); i += gridDim.x) {
     float sum[NT / 2];
-    multiply<NT>(sum, m, task, lane, ring, scales, table, full, empty, stage, round);
+    multiply<NT>(sum, m, task, lane, ring, table, full, empty, stage, round);
     end(sum, m, task, lane);
   }
 }

@@ -2,6 +2,11 @@
 #pragma once
 #include "common/device.cuh"
 
+inline u64 shared_address(const void* p) { return reinterpret_cast<u64>(p); }
+inline u64 kept_address(const void* p) { return shared_address(p); }
+inline uint2 load_shared8(u64 at) { return *reinterpret_cast<const uint2*>(at); }
+inline uint4 load_shared16(u64 at) { return *reinterpret_cast<const uint4*>(at); }
+
 struct Barrier {
   int count, missing, bytes;
   u32 phase;
@@ -21,6 +26,8 @@ struct Barrier {
   }
 };
 
+inline void arrive_at(u64 barrier) { reinterpret_cast<Barrier*>(barrier)->arrive(); }
+inline void wait_at(u64 barrier, u32 parity) { reinterpret_cast<Barrier*>(barrier)->wait(parity); }
 inline void fence_barriers() {}
 inline void fence_shared() {}
 inline u64 evict_first() { return 0; }

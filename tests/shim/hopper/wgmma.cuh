@@ -7,7 +7,7 @@
 constexpr int ROW_BYTES = 128;
 
 // A step of 32 bytes is an addition of 2, which a multiple of 16 has room for.
-inline u64 operand(const void* tile) { return reinterpret_cast<u64>(tile); }
+inline u64 operand_at(u64 tile) { return tile; }
 inline void wgmma_fence() {}
 inline void wgmma_commit() {}
 template <int LEFT>

@@ -7,10 +7,12 @@
 
 constexpr int ROW_BYTES = 128;
 
-__device__ __forceinline__ u64 operand(const void* tile) {
+__device__ __forceinline__ u64 operand_at(u32 tile) {
   constexpr u64 SWIZZLE_128 = 1ull << 62, EIGHT_ROWS = static_cast<u64>(8 * ROW_BYTES / 16) << 32, UNUSED = 1ull << 16;
-  return SWIZZLE_128 | EIGHT_ROWS | UNUSED | (shared_address(tile) & 0x3FFFF) >> 4;
+  return SWIZZLE_128 | EIGHT_ROWS | UNUSED | (tile & 0x3FFFF) >> 4;
 }
+
+__device__ __forceinline__ u64 operand(const void* tile) { return operand_at(shared_address(tile)); }
 
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
