@@ -69,8 +69,10 @@ __device__ __forceinline__ void matmul_few(const TensorMap& weight, const bf16* 
   for (int tile = first; tile < tiles; tile += step, turn ^= 1) {
     float* const own = sums + turn * slices * R * NT;
     for (int slice = 0; slice < slices; slice++, unit++) {
-      if (unit % (WORKERS / 32) != warp) continue;
-      const int stage = unit % stages, count = min(SLICE_BOXES, boxes - slice * SLICE_BOXES);
+      // A stage is always the same warp's: it has seen what came before in it, so a barrier's parity tells it enough.
+      const int stage = unit % stages;
+      if (stage % (WORKERS / 32) != warp) continue;
+      const int count = min(SLICE_BOXES, boxes - slice * SLICE_BOXES);
       const u8* const tile_boxes = ring + stage * STAGE;
       float d[4] = {};
       full[stage].wait(unit / stages & 1);
