@@ -36,21 +36,15 @@ NAMES = ("flash wq_b", "flash wo_b", "flash shared w1 w3", "flash shared w2", "f
 
 def plans(segments: int, tokens: int) -> Iterator[tuple[Plan, int]]:
     """What is tried, each with the clusters that run at once."""
-    pairs = ((1, 1), (2, 1), (1, 2), (2, 2), (4, 1), (1, 4)) if tokens > linear_wide.TILE else ((1, 1), (2, 1), (4, 1))
+    pairs = ((1, 1), (2, 1), (1, 2)) if tokens > linear_wide.TILE else ((1, 1), (2, 1))
     for kind in ("wide128", *(("wide256",) if segments == 1 and tokens > linear_wide.TILE else ())):
         for down, across in pairs:
-            for ordered in (False, True):
-                yield Plan(kind, down, across, ordered=ordered), CLUSTERS[down * across]
-        best = Plan(kind, *((2, 2) if tokens > linear_wide.TILE else (2, 1)))
+            yield Plan(kind, down, across), CLUSTERS[down * across]
         if tokens >= 2048:
-            yield best._replace(buffers=2), CLUSTERS[best.down * best.across]
             for group in (2, 4, 16):
-                yield best._replace(group=group), CLUSTERS[best.down * best.across]
-            for clusters in (31, 33) if best.across == 2 else ():
-                yield best, clusters
+                yield Plan(kind, group=group), CLUSTERS[1]
     if segments > 1:
-        for ordered in (False, True):
-            yield Plan("split", ordered=ordered), CLUSTERS[segments]
+        yield Plan("split"), CLUSTERS[segments]
 
 
 def through_plan(given: Plan, segments: int, x: QTensor, weight: QTensor, dtype: torch.dtype) -> Tensor:
@@ -87,7 +81,6 @@ def tried(given: Arguments, sets: list[Arguments]) -> tuple[dict[str, float], li
     for plan, clusters in plans(segments, len(x)):
         fit = linear_wide.fitting(plan)
         name = f"{fit.kind} {fit.down}x{fit.across} x{clusters} {fit.stages}+{fit.buffers} g{fit.group}"
-        name += " ordered" * fit.ordered
         size = segments if fit.kind == "split" else fit.down * fit.across
         kept, CLUSTERS[size] = CLUSTERS[size], clusters  # type: ignore[index]
         try:

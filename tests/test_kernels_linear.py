@@ -59,20 +59,25 @@ def test_every_plan_fits(shape: tuple[int, int], tokens: int) -> None:
 def test_what_a_plan_decides() -> None:
     """Few tiles are split by segments; one segment and many tiles have tiles of 256 tokens."""
     assert linear_wide.plan(4096, 4, 128) == Plan("split", stages=4)
-    assert linear_wide.plan(4096, 4, 8192) == Plan("wide128", 2, 2, 6)
-    assert linear_wide.plan(32768, 1, 4096) == Plan("wide256", 2, 1, 4)
-    assert linear_wide.plan(4096, 1, 64) == Plan("wide128", 2, 1, 6)
+    assert linear_wide.plan(7168, 4, 128) == Plan("split", stages=4)
+    assert linear_wide.plan(4096, 4, 256) == Plan("wide128", stages=6)
+    assert linear_wide.plan(4096, 2, 256) == Plan("split", stages=4)
+    assert linear_wide.plan(4096, 2, 512) == Plan("wide128", stages=6)
+    assert linear_wide.plan(4096, 4, 8192) == Plan("wide128", stages=6)
+    assert linear_wide.plan(32768, 1, 129) == Plan("wide256", stages=4)
+    assert linear_wide.plan(32768, 1, 128) == Plan("wide128", stages=6)
+    assert linear_wide.plan(4096, 1, 1024) == Plan("wide128", stages=6)
 
 
 # --- on a GPU -------------------------------------------------------------------------------------------------------
 
 PLANS = [
     *(Plan("wide128", down, across) for down, across in ((1, 1), (2, 1), (1, 2), (2, 2), (4, 1), (1, 4))),
-    Plan("wide128", 2, 2, buffers=2, group=1, ordered=True),
+    Plan("wide128", 2, 2, buffers=2, group=1),
     *(Plan("wide256", down, across) for down, across in ((1, 1), (2, 1), (2, 2))),
-    Plan("wide256", 1, 2, buffers=2, group=3, ordered=True),
+    Plan("wide256", 1, 2, buffers=2, group=3),
     Plan("split"),
-    Plan("split", group=1, ordered=True),
+    Plan("split", group=1),
 ]
 MATRICES = {"one": (320, 1536), "two": (320, 2304), "four": (448, 4096)}  # by segments
 

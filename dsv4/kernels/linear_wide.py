@@ -22,18 +22,18 @@ _SHARED: Final = (227 << 10) - 1024  # bytes of a block beside its barriers
 
 Kind = Literal["wide128", "wide256", "split"]
 _SOURCES: Final[dict[Kind, tuple[str, str]]] = {
-    "wide128": ("linear_fp8_wide.cu", "mmm pp iiii iiiii"),
-    "wide256": ("linear_fp8_wide.cu", "mmm pp iiii iiiii"),
-    "split": ("linear_fp8_split.cu", "mm ppp iii iii"),
+    "wide128": ("linear_fp8_wide.cu", "mmm pp iiii iiii"),
+    "wide256": ("linear_fp8_wide.cu", "mmm pp iiii iiii"),
+    "split": ("linear_fp8_split.cu", "mm ppp iii ii"),
 }
 KERNELS: Final = {
     (dtype, kind): Kernel(file, f"linear_fp8_{kind}_{name}", signature)
     for dtype, name in NAMES.items()
     for kind, (file, signature) in _SOURCES.items()
 }
-# Clusters that an H100 or H200 holds at once, by their blocks: each of its eight parts of 16 or 18 multiprocessors has
-# room for four clusters of four.
-CLUSTERS: Final[dict[int, int]] = {1: 132, 2: 66, 4: 32}
+# Clusters that an H100 or H200 holds at once, by their blocks. Of four, fewer than 31 ran at once where this was timed:
+# the parts of the GPU have 18, 16 or fewer multiprocessors, and what four do not divide lies idle.
+CLUSTERS: Final[dict[int, int]] = {1: 132, 2: 66, 4: 28}
 _GROUP: Final = 8
 
 
@@ -42,7 +42,7 @@ class Plan(NamedTuple):
 
     kind: tiles of 128 or 256 tokens (the latter for one segment), or a cluster that splits the segments. down, across:
     blocks of a cluster side by side on rows and on tokens, which share what they read. stages: of the ring. buffers: by
-    which a group of warps stores. group: tiles of tokens that are taken together. ordered: groups start in turn.
+    which a group of warps stores. group: tiles of tokens that are taken together.
     """
 
     kind: Kind
@@ -51,7 +51,6 @@ class Plan(NamedTuple):
     stages: int = 4
     buffers: int = 1
     group: int = _GROUP
-    ordered: bool = False
 
     @property
     def tokens(self) -> int:
@@ -69,11 +68,9 @@ class Plan(NamedTuple):
 def plan(rows: int, segments: int, tokens: int) -> Plan:
     """What is best for so many tokens: by bench/linear_wide.py."""
     high, wide = -(-rows // TILE), -(-tokens // TILE)
-    if segments > 1 and 2 * high * wide <= CLUSTERS[1]:
+    if segments > 1 and segments * high * wide <= 8 * CLUSTERS[4]:  # two rounds, or one of fewer segments
         return fitting(Plan("split"))
-    kind: Kind = "wide256" if segments == 1 and high * -(-wide // 2) >= CLUSTERS[1] else "wide128"
-    down, across = 1 + (high > 1), 1 + (kind == "wide128" and wide > 1)
-    return fitting(Plan(kind, down, across))
+    return fitting(Plan("wide256" if segments == 1 and wide > 1 and high * wide >= 2 * CLUSTERS[1] else "wide128"))
 
 
 def fitting(given: Plan) -> Plan:
@@ -91,10 +88,10 @@ def launch(x: QTensor, weight: QTensor, y: Tensor, segments: int, given: Plan) -
     ]
     arguments: tuple[Tensor | int, ...]
     if split:
-        arguments = (weight.scale, x.scale, y, rows, tokens, blocks, given.stages, given.group, given.ordered)
+        arguments = (weight.scale, x.scale, y, rows, tokens, blocks, given.stages, given.group)
     else:
         maps.append(tensor_map(y, TILE // y.element_size(), TILE))
-        how = (given.stages, given.buffers, given.across, given.group, given.ordered)
+        how = (given.stages, given.buffers, given.across, given.group)
         arguments = (weight.scale, x.scale, rows, tokens, blocks, segments, *how)
     size = segments if split else given.down * given.across
     tiles = -(-rows // (TILE * given.down)) * -(-tokens // (given.tokens * given.across))

@@ -3,6 +3,8 @@
 //
 // Moves   the weights once for 128 tokens.
 // Floor   at 3.0 TB/s 11.2 us for 33.6 MB; the tensor cores take 4.7 us for 128 tokens of them, spread over 128 blocks.
+// Measured on an H100 (bench/results/2026-11-27-linear-wide.jsonl): wo_b with 33 to 128 tokens 32 us, w2 11 us. Clusters of
+//         four run in two rounds where there are 32.
 //
 // arch: sm_90a
 #include "common/linear_wide.cuh"
@@ -60,14 +62,13 @@ __device__ __forceinline__ void linear_split(const TensorMap& weight, const Tens
     pdl_wait();
     const int group = threadIdx.x / GROUP - 1, warp = threadIdx.x / 32 - FEEDERS / 32, lane = threadIdx.x % 32;
     u32 parity = 0;
-    if (plan.ordered && group == 1) give_turn(0);
     for (int tile = cluster; tile < tiles.count(); tile += clusters) {
       float part[D], sum[D];
 #pragma unroll
       for (int i = 0; i < D; i++) sum[i] = 0;
       for (int b = first; b < last; b++) {
         ring.await_full();
-        multiply(part, ring.weights() + group * (PIECE / 2), ring.tokens(), plan.ordered, group);
+        multiply(part, ring.weights() + group * (PIECE / 2), ring.tokens());
         promote(sum, part, ring.scales());
         __syncwarp();
         if (lane == 0) ring.empty[ring.stage].arrive();
@@ -98,7 +99,6 @@ __device__ __forceinline__ void linear_split(const TensorMap& weight, const Tens
       __syncwarp();
       if (lane < size) taken.release_at(lane);
     }
-    if (plan.ordered && group == 0) await_turn(0);
     __syncwarp();
   }
   meet_cluster();  // a sheet is read until here
@@ -107,8 +107,8 @@ __device__ __forceinline__ void linear_split(const TensorMap& weight, const Tens
 #define LINEAR_FP8_SPLIT(T)                                                                                            \
   extern "C" __global__ void __launch_bounds__(FEEDERS + CONSUMERS, 1) linear_fp8_split_##T(                           \
       const __grid_constant__ TensorMap weight, const __grid_constant__ TensorMap x, const u8* weight_scale,           \
-      const u8* x_scale, T* y, int rows, int tokens, int blocks, int stages, int group, int ordered) {                 \
-    linear_split<T>(weight, x, weight_scale, x_scale, y, {rows, tokens, blocks, 1}, {stages, 0, 1, group, ordered});   \
+      const u8* x_scale, T* y, int rows, int tokens, int blocks, int stages, int group) {                 \
+    linear_split<T>(weight, x, weight_scale, x_scale, y, {rows, tokens, blocks, 1}, {stages, 0, 1, group});   \
   }
 
 LINEAR_FP8_SPLIT(bf16)

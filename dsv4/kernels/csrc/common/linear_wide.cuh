@@ -15,9 +15,9 @@ struct Sizes {
 };
 
 // What changes the time alone. across: blocks of a cluster side by side on tokens, which share weights. group: tiles of
-// tokens that are taken together, for all rows. ordered: the two groups start their products in turn.
+// tokens that are taken together, for all rows.
 struct Plan {
-  int stages, buffers, across, group, ordered;
+  int stages, buffers, across, group;
 };
 
 struct Place {
@@ -75,18 +75,14 @@ struct Ring {
 };
 
 __device__ __forceinline__ void meet_group(int group) { asm volatile("bar.sync %0, 128;" ::"r"(1 + group) : "memory"); }
-__device__ __forceinline__ void await_turn(int group) { asm volatile("bar.sync %0, 256;" ::"r"(3 + group) : "memory"); }
-__device__ __forceinline__ void give_turn(int group) { asm volatile("bar.arrive %0, 256;" ::"r"(3 + group) : "memory"); }
 
 // 128 columns of a group's rows times 128 tokens, from zero.
-__device__ __forceinline__ void multiply(float (&part)[D], const u8* weights, const u8* tokens, bool ordered, int group) {
+__device__ __forceinline__ void multiply(float (&part)[D], const u8* weights, const u8* tokens) {
   const u64 a = operand(weights), x = operand(tokens);
-  if (ordered) await_turn(group);
   wgmma_fence();
 #pragma unroll
   for (int k = 0; k < 4; k++) wgmma(part, a + 2 * k, x + 2 * k, k);
   wgmma_commit();
-  if (ordered) give_turn(1 - group);
   wgmma_wait<0>();
 }
 
