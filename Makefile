@@ -11,6 +11,7 @@ SANITIZED ?= bench/results/$(shell date -u +%F)-sanitizers.jsonl
 BENCH ?= bench/results/$(shell date -u +%F)-ops.jsonl
 SOAK ?= bench/results/$(shell date -u +%F)-soak.jsonl
 REQUESTS ?= 10000
+SIDE_BY_SIDE ?= 4
 MODEL ?= tiny
 TRAIN ?=
 
@@ -48,15 +49,18 @@ lint: $(TEST_VENV)/.ready
 	$(TEST_VENV)/bin/ruff check .
 	$(TEST_VENV)/bin/mypy
 
-# The cases of the contract are judged once, by `dsv4 check`.
+# The cases of the contract are judged once, by `dsv4 check`. What fails does not keep the rest from being seen.
 gpu:
 	@$(PYTHON) -c "import torch; raise SystemExit(not torch.cuda.is_available())" 2>/dev/null \
 		|| { echo "make gpu: $(PYTHON) has no torch that sees a GPU; name one that does with PYTHON=..." >&2; exit 1; }
 	@command -v $(SANITIZER) >/dev/null || { echo "make gpu: no $(SANITIZER) on the PATH; it comes with CUDA's toolkit" >&2; exit 1; }
-	$(PYTHON) -m pytest -m gpu -k "not keep_the_contract" `grep -l mark.gpu tests/test_*.py`
-	SANITIZER=$(SANITIZER) $(PYTHON) -m tests.sanitizers --json $(SANITIZED)
-	$(PYTHON) -m dsv4.cli.main check --device cuda
-	$(PYTHON) -m dsv4.cli.main bench ops --out $(BENCH)
+	@failed=; \
+	run() { echo "$$*"; "$$@" || failed="$$failed $$*;"; }; \
+	run $(PYTHON) -m pytest -n $(SIDE_BY_SIDE) -m gpu -k "not keep_the_contract" `grep -l mark.gpu tests/test_*.py`; \
+	run env SANITIZER=$(SANITIZER) $(PYTHON) -m tests.sanitizers --json $(SANITIZED); \
+	run $(PYTHON) -m dsv4.cli.main check --device cuda; \
+	run $(PYTHON) -m dsv4.cli.main bench ops --out $(BENCH); \
+	test -z "$$failed" || { echo "make gpu: failed:$$failed" >&2; exit 1; }
 
 train:
 	@test -d training/build/corpus || $(PYTHON) -m training.corpus `test ! -e training/build/corpus.tar.xz || echo unpack`

@@ -1,15 +1,19 @@
 """What each kernel of the routed experts takes: `python -m bench.expert_parts [--json FILE]` on a Hopper GPU.
 
-Each kernel alone in a CUDA graph, over experts that no cache holds; `whole` is the op, whose kernels overlap. GB/s are
-of the weights that are chosen.
+Each kernel alone in a CUDA graph, over experts that no cache holds. `whole` is the op, whose kernels run in turn,
+`early` the op whose kernels start while the one in front runs, `down late` the same but for the second matrix.
+GB/s: of the weights that are chosen.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable, Container
 from functools import partial
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -18,9 +22,21 @@ from dsv4.bench.ops import circumstances, timed
 from dsv4.check.contract import Arguments, placed
 from dsv4.check.verify import prepare
 from dsv4.kernels import experts
+from dsv4.kernels.launch import Kernel
 from dsv4.ops.experts import routed_experts
 
 TURNS = 16
+
+
+def early(late: Container[Kernel], call: Callable[[], object]) -> object:
+    """A call in which all kernels but the late ones start while the one in front of them runs."""
+    usual = Kernel.__call__
+
+    def launched(self: Kernel, *arguments: Any, **more: Any) -> None:
+        usual(self, *arguments, pdl=self not in late, **more)
+
+    with patch.object(Kernel, "__call__", launched):
+        return call()
 
 
 def parts(given: Arguments) -> dict[str, partial[object]]:
@@ -36,11 +52,14 @@ def parts(given: Arguments) -> dict[str, partial[object]]:
     up = (experts._UP[size], stored.up, groups.image, groups.scale, groups, most, limit, groups.weight, hidden, scale)
     down = (experts._DOWN[size], stored.down, hidden, scale, groups, most, groups.pair, y)
     experts._multiply(*up)
+    whole = partial(routed_experts.implementations["fused"].run, *given)
     return {
         "tokens": partial(experts._grouped, x, picks, count, size, most),
         "up": partial(experts._multiply, *up),
         "down": partial(experts._multiply, *down),
-        "whole": partial(routed_experts.implementations["fused"].run, *given),
+        "whole": whole,
+        "early": partial(early, (), whole),
+        "down late": partial(early, list(experts._DOWN.values()), whole),
     }
 
 
@@ -58,7 +77,7 @@ def main() -> None:
         us = {name: 1e6 * in_graph([one[name] for one in sets], 15).seconds for name in sets[0]}
         rows, columns = given[2].down.shape
         matrix = len(given[1].experts.unique()) * rows * columns * 17 / 32  # bytes of one of the three
-        weights = {"up": 2 * matrix, "down": matrix, "whole": 3 * matrix}
+        weights = {"up": 2 * matrix, "down": matrix} | dict.fromkeys(("whole", "early", "down late"), 3 * matrix)
         rates = {name: round(nbytes / us[name] / 1e3) for name, nbytes in weights.items()}
         print(f"{case.name}: " + "  ".join(f"{name} {t:.2f} us" for name, t in us.items()), rates, flush=True)
         if asked.json:

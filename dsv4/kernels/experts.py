@@ -1,4 +1,7 @@
-"""The routed experts on Hopper: who goes where, two matrices with all that is between them, and the sum."""
+"""The routed experts on Hopper: who goes where, two matrices with all that is between them, and the sum.
+
+No kernel starts before the one in front of it is through: with early starts the op takes 1.4 times as long (LOG.md).
+"""
 
 from __future__ import annotations
 
@@ -94,7 +97,7 @@ def _routed_experts(x: QTensor, picks: Route, experts: StoredExperts, beside: Te
     _multiply(down, experts.down, hidden, scale, groups, most, groups.pair, y)
     out = torch.empty_like(beside)
     blocks = -(-tokens * (d // 8) // _THREADS["sum"])
-    _SUM(blocks, _THREADS["sum"], y, beside, k, d, tokens, out, pdl=True)
+    _SUM(blocks, _THREADS["sum"], y, beside, k, d, tokens, out)
     return out
 
 
@@ -113,7 +116,7 @@ def _grouped(x: QTensor, picks: Route, experts: int, size: int, most: int) -> Gr
         torch.empty(most, d // COLUMNS, size, device=device),
     )
     sizes = (tokens, k, d // COLUMNS, experts, size)
-    _TOKENS(experts, _THREADS["tokens"], *picks, x.data, x.scale, *sizes, *groups, pdl=True)
+    _TOKENS(experts, _THREADS["tokens"], *picks, x.data, x.scale, *sizes, *groups)
     return groups
 
 
@@ -125,7 +128,7 @@ def _multiply(
     heights, (stages, smem) = rows // ROWS, memory(x.shape[2])
     grid = min(multiprocessors(x.device), most * heights)
     given = (*packed, x, scale, groups.group, groups.total)
-    kernel(grid, _THREADS["matrix"], *given, most, heights, columns // COLUMNS, stages, *rest, smem=smem, pdl=True)
+    kernel(grid, _THREADS["matrix"], *given, most, heights, columns // COLUMNS, stages, *rest, smem=smem)
 
 
 def _need_packed(packed: Packed, name: str, shape: tuple[int, int], count: int, device: torch.device) -> None:

@@ -105,8 +105,8 @@ def largest_cluster(device: torch.device) -> int:
 
 
 def cluster_size(d: int, device: torch.device) -> int:
-    """Blocks of the cluster that takes a token of d columns."""
-    return min(largest_cluster(device), -(-d // 256))
+    """Blocks of the cluster that takes a token of d columns: two at least, since memcheck refuses stores within one."""
+    return min(largest_cluster(device), max(2, -(-d // 256)))
 
 
 def _refuse_streams(streams: Tensor) -> str | None:
