@@ -32,6 +32,7 @@ FEW: Final = 64  # tokens up to which a call takes microseconds
 _CALLS: Final = {True: 64, False: 8}  # of a graph, at least: of few tokens, and of more
 _LASTS: Final = 400e-6  # seconds of a replay, at least: it takes about 5 µs beside the calls
 _MOST_COPIES: Final = 64
+_TURNS: Final = 16  # sets of arguments that share what is large
 
 
 class Measured(NamedTuple):
@@ -124,13 +125,18 @@ def _timing(case: Case, run: Run, given: Arguments, samples: int) -> Timing:
     if device.type != "cuda":
         return on_cpu([partial(run, *given)], samples)
     with torch.no_grad():
-        sets = _sets(given, torch.cuda.get_device_properties(device).L2_cache_size)
+        sets = [case.turn(given, n) for n in range(_TURNS)] if case.turn else _sets(given, l2_cache(device))
         calls: list[Call] = [partial(run, *one) for one in sets]
         calls *= -(-_CALLS[tokens <= FEW] // len(calls))
         found = in_graph(calls, samples)
         if tokens > FEW and (more := math.ceil(_LASTS / (found.seconds * len(calls)))) > 1:
             found = in_graph(calls * more, samples)
         return found
+
+
+def l2_cache(device: torch.device) -> int:
+    """Bytes."""
+    return int(torch.cuda.get_device_properties(device).L2_cache_size)
 
 
 def _sets(given: Arguments, cache: int) -> list[Arguments]:

@@ -58,6 +58,7 @@ class Case:
     bench: the name under which `dsv4 bench ops` times it.
     moved: bytes that the op has to read and write, from arguments and result; None: every tensor once.
     flops: of a product of FP8, multiplications and additions, where they may count for more than the bytes.
+    turn: the arguments of the clock's n-th call, which share what is too large to be copied; None: copies of all.
     """
 
     op: Op[..., Any]
@@ -77,6 +78,7 @@ class Case:
     bench: str = ""
     moved: Callable[[Arguments, Any], int] | None = None
     flops: int = 0
+    turn: Callable[[Arguments, int], Arguments] | None = None
 
     @property
     def label(self) -> str:

@@ -21,7 +21,7 @@ inline std::vector<Fiber> fibers;
 inline std::vector<Request> requests;
 inline std::vector<unsigned> arrived;  // a warp's lanes that wait at a shuffle
 inline char* stacks = nullptr;
-inline unsigned running = 0, threads = 0;
+inline unsigned running = 0, threads = 0, looks = 0;
 inline jmp_buf scheduler;
 inline sigjmp_buf fault;
 inline ucontext_t unused;
@@ -39,6 +39,12 @@ inline void pause(State state) {
 }
 
 inline void block_barrier() { pause(State::at_barrier); }
+
+// A thread that looks again and again for what others do lets them go on.
+inline void give_way() {
+  if (++looks > 1u << 30) fail("threads wait for what does not come");
+  pause(State::ready);
+}
 
 inline std::uint64_t exchange(Request request) {
   const unsigned me = running, first = me & ~31u, lane = me & 31;
@@ -157,6 +163,7 @@ inline int launch(const Launch& l) {
   if (!failed)
     for (unsigned block = l.first; block < l.last; block++) {
       blockIdx = {block, 0, 0};
+      looks = 0;
       poison_shared(l.shared_bytes);
       run_block(l.order);
     }

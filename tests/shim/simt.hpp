@@ -77,6 +77,7 @@ struct Request {  // one lane at a warp-wide instruction
 
 void* dynamic_shared();
 void block_barrier();
+void give_way();
 std::uint64_t exchange(Request request);
 [[noreturn]] void fail(const char* what);
 
@@ -151,6 +152,10 @@ inline int __all_sync(unsigned mask, int vote) { return __ballot_sync(mask, !vot
 inline void __threadfence() {}
 inline void __threadfence_block() {}
 inline void __trap() { simt::fail("__trap()"); }
+template <class T>
+T atomicAdd(T* p, T v) {
+  return __atomic_fetch_add(p, v, __ATOMIC_RELAXED);
+}
 inline unsigned __activemask() = delete;  // says nothing that a kernel may rely on
 
 // Arithmetic. -ffp-contract=off keeps plain operators apart as well; the compiler of the device may fuse those.
@@ -166,6 +171,16 @@ inline unsigned __float_as_uint(float a) { return std::bit_cast<unsigned>(a); }
 inline int __float_as_int(float a) { return std::bit_cast<int>(a); }
 inline float __uint_as_float(unsigned a) { return std::bit_cast<float>(a); }
 inline float __int_as_float(int a) { return std::bit_cast<float>(a); }
+// Byte i of the result is that of eight which nibble i of `pick` numbers; bit 3 of a nibble repeats the sign instead.
+inline unsigned __byte_perm(unsigned low, unsigned high, unsigned pick) {
+  const std::uint64_t all = std::uint64_t(high) << 32 | low;
+  unsigned found = 0;
+  for (int i = 0; i < 4; i++) {
+    const unsigned byte = all >> 8 * (pick >> 4 * i & 7) & 255;
+    found |= (pick >> 4 * i & 8 ? (byte & 128 ? 255u : 0u) : byte) << 8 * i;
+  }
+  return found;
+}
 inline int __popc(unsigned a) { return std::popcount(a); }
 inline int __clz(int a) { return std::countl_zero(unsigned(a)); }
 inline int __ffs(int a) { return a ? std::countr_zero(unsigned(a)) + 1 : 0; }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
-from dsv4.check.cases import head, kv, linear, matmul, mhc, norm, quantize, rope, route, swiglu
+from dsv4.check.cases import experts, head, kv, linear, matmul, mhc, norm, quantize, rope, route, swiglu
 from dsv4.check.contract import Case
 
 FAMILIES: Final[Mapping[str, Callable[[], Iterator[Case]]]] = {
@@ -19,6 +19,7 @@ FAMILIES: Final[Mapping[str, Callable[[], Iterator[Case]]]] = {
     "matmul": matmul.cases,
     "head": head.cases,
     "route": route.cases,
+    "experts": experts.cases,
 }
 
 

@@ -55,6 +55,30 @@ __device__ __forceinline__ i64 load8_once(const i64* p) {
 #endif
 }
 
+// Not by way of the first cache, which may hold what stood there before.
+__device__ __forceinline__ int load_fresh(const int* p) {
+#ifdef __CUDA_ARCH__
+  int v;
+  asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+  return v;
+#else
+  return *p;
+#endif
+}
+
+__device__ __forceinline__ int4 load_fresh(const int4* p) {
+#ifdef __CUDA_ARCH__
+  int4 v;
+  asm volatile("ld.relaxed.gpu.global.v4.s32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p)
+               : "memory");
+  return v;
+#else
+  return *p;
+#endif
+}
+
 // The words of pair `at` of the numbers at p.
 __device__ __forceinline__ uint2 load_pair(const float* p, u32 at) {
   const uint2* const from = reinterpret_cast<const uint2*>(p) + at;
