@@ -53,8 +53,8 @@ class Plan(NamedTuple):
     """How a product lies on blocks. Nothing here changes a bit: the order of the sums is that of `segments`.
 
     kind: tiles of 128 or 256 tokens (the latter for one segment), or a cluster that splits the segments. down, across:
-    blocks of a cluster side by side on rows and on tokens, which share what they read. stages: of the ring; 0 as many as fit. buffers: by
-    which a group of warps stores. group: tiles of tokens that are taken together.
+    blocks of a cluster side by side on rows and on tokens, which share what they read. stages: of the ring; 0: as many
+    as fit. buffers: by which a group of warps stores. group: tiles of tokens that are taken together.
     """
 
     kind: Kind
