@@ -86,7 +86,7 @@ def tried(given: Arguments, sets: list[Arguments]) -> tuple[dict[str, float], li
     wanted = through_few(*given)
     for plan, clusters in plans(segments, len(x)):
         fit = linear_wide.fitting(plan)
-        name = f"{fit.kind} {fit.down}x{fit.across} x{clusters} {fit.stages}+{fit.buffers} g{fit.group}"
+        name = f"{fit.kind} {fit.down}x{fit.across} x{clusters} {fit.stages} g{fit.group}"
         size = {"split": segments, "halves": segments // 2}.get(fit.kind, fit.down * fit.across)
         kept, CLUSTERS[size] = CLUSTERS[size], clusters  # type: ignore[index]
         try:

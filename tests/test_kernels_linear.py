@@ -73,9 +73,9 @@ def test_what_a_plan_decides() -> None:
 
 PLANS = [
     *(Plan("wide128", down, across) for down, across in ((1, 1), (2, 1), (1, 2), (2, 2), (4, 1), (1, 4))),
-    Plan("wide128", 2, 2, buffers=2, group=1),
+    Plan("wide128", 2, 2, group=1),
     *(Plan("wide256", down, across) for down, across in ((1, 1), (2, 1), (2, 2))),
-    Plan("wide256", 1, 2, buffers=2, group=3),
+    Plan("wide256", 1, 2, group=3),
     *(Plan(kind, *pair) for kind in ("single", "single256", "double") for pair in ((1, 1), (2, 1), (1, 2))),
     Plan("double", stages=3, group=1),
     Plan("halves"),

@@ -30,8 +30,8 @@ _SHARED: Final = (227 << 10) - 1024  # bytes of a block beside its barriers
 
 Kind = Literal["wide128", "wide256", "split", "single", "single256", "double", "halves"]
 _SOURCES: Final[dict[Kind, tuple[str, str]]] = {
-    "wide128": ("linear_fp8_wide.cu", "mmm pp iiii iiii"),
-    "wide256": ("linear_fp8_wide.cu", "mmm pp iiii iiii"),
+    "wide128": ("linear_fp8_wide.cu", "mmm pp iiii iii"),
+    "wide256": ("linear_fp8_wide.cu", "mmm pp iiii iii"),
     "split": ("linear_fp8_split.cu", "mm ppp iii ii"),
     "single": ("linear_fp8_tiles.cu", "mmm pp iiii iii"),
     "single256": ("linear_fp8_tiles.cu", "mmm pp iiii iii"),
@@ -54,14 +54,13 @@ class Plan(NamedTuple):
 
     kind: tiles of 128 or 256 tokens (the latter for one segment), or a cluster that splits the segments. down, across:
     blocks of a cluster side by side on rows and on tokens, which share what they read. stages: of the ring; 0: as many
-    as fit. buffers: by which a group of warps stores. group: tiles of tokens that are taken together.
+    as fit. group: tiles of tokens that are taken together.
     """
 
     kind: Kind
     down: int = 1
     across: int = 1
     stages: int = 0
-    buffers: int = 1
     group: int = _GROUP
 
     @property
@@ -74,7 +73,7 @@ class Plan(NamedTuple):
         """Of dynamic shared memory."""
         pieces = 2 if self.kind == "halves" else self.tokens // TILE
         stage = TILE * TILE * (1 + pieces) + 4 * TILE * pieces
-        return self.stages * stage + self.buffers * _BESIDE[self.kind]
+        return self.stages * stage + _BESIDE[self.kind]
 
 
 @lru_cache(maxsize=4096)
@@ -109,7 +108,7 @@ def launch(x: QTensor, weight: QTensor, y: Tensor, segments: int, given: Plan) -
     else:
         old = given.kind.startswith("wide")
         maps.append(tensor_map(y, TILE // y.element_size() if old else TILE // 2, TILE))
-        how = (given.stages, *([given.buffers] if old else []), given.across, given.group)
+        how = (given.stages, given.across, given.group)
         arguments = (weight.scale, x.scale, rows, tokens, blocks, segments, *how)
     size = segments if split else given.down * given.across
     tiles = -(-rows // (TILE * given.down)) * -(-tokens // (given.tokens * given.across))

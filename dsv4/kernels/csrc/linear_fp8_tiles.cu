@@ -158,7 +158,7 @@ __device__ __forceinline__ void linear(const TensorMap& weight, const TensorMap&
   __syncwarp();
   meet_cluster();
   if (threadIdx.x < FEEDERS) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 48;");
     feed<PIECES>(ring, weight, x, weight_scale, x_scale, s, {tiles, cluster, clusters, rank, 0, s.blocks});
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
