@@ -26,25 +26,31 @@ from dsv4.check.metrics import differing
 from dsv4.check.verify import prepare
 from dsv4.errors import KernelError
 from dsv4.kernels import linear, linear_library, linear_wide
-from dsv4.kernels.linear_wide import CLUSTERS, Plan
+from dsv4.kernels.linear_wide import CLUSTERS, Kind, Plan
 from dsv4.ops.linear import scaled_matmul
 from dsv4.quant.tensor import QTensor
 
 TOKENS = (17, 32, 33, 48, 64, 96, 128, 256, 512, 2048, 8192)
+NEW_AND_OLD: dict[str, tuple[Kind, ...]] = {"128": ("wide128", "single", "double"), "256": ("wide256", "single256")}
 NAMES = ("flash wq_b", "flash wo_b", "flash shared w1 w3", "flash shared w2", "flash wq_a wkv", "pro wo_b")
 
 
 def plans(segments: int, tokens: int) -> Iterator[tuple[Plan, int]]:
     """What is tried, each with the clusters that run at once."""
     pairs = ((1, 1), (2, 1), (1, 2)) if tokens > linear_wide.TILE else ((1, 1), (2, 1))
-    for kind in ("wide128", *(("wide256",) if segments == 1 and tokens > linear_wide.TILE else ())):
-        for down, across in pairs:
-            yield Plan(kind, down, across), CLUSTERS[down * across]
-        if tokens >= 2048:
-            for group in (2, 4, 16):
-                yield Plan(kind, group=group), CLUSTERS[1]
+    for pieces in ("128", "256") if segments == 1 and tokens > linear_wide.TILE else ("128",):
+        for kind in NEW_AND_OLD[pieces]:
+            for down, across in ((1, 1),) if kind.startswith("wide") else pairs:
+                yield Plan(kind, down, across), CLUSTERS[down * across]
+    if tokens >= 2048:
+        for group in (4, 16):
+            yield Plan("single", group=group), CLUSTERS[1]
+        for stages in (3, 4):
+            yield Plan("single", stages=stages), CLUSTERS[1]
+        yield Plan("double", stages=3), CLUSTERS[1]
     if segments > 1:
         yield Plan("split"), CLUSTERS[segments]
+        yield Plan("halves"), CLUSTERS[segments // 2]
 
 
 def through_plan(given: Plan, segments: int, x: QTensor, weight: QTensor, dtype: torch.dtype) -> Tensor:
@@ -80,8 +86,8 @@ def tried(given: Arguments, sets: list[Arguments]) -> tuple[dict[str, float], li
     wanted = through_few(*given)
     for plan, clusters in plans(segments, len(x)):
         fit = linear_wide.fitting(plan)
-        name = f"{fit.kind} {fit.down}x{fit.across} x{clusters} {fit.stages}+{fit.buffers} g{fit.group}"
-        size = segments if fit.kind == "split" else fit.down * fit.across
+        name = f"{fit.kind} {fit.down}x{fit.across} x{clusters} {fit.stages} g{fit.group}"
+        size = {"split": segments, "halves": segments // 2}.get(fit.kind, fit.down * fit.across)
         kept, CLUSTERS[size] = CLUSTERS[size], clusters  # type: ignore[index]
         try:
             if differing(through_plan(fit, segments, *given), wanted):
@@ -98,7 +104,7 @@ def tried(given: Arguments, sets: list[Arguments]) -> tuple[dict[str, float], li
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--json", type=Path, help="append one line for each case to this file")
-    parser.add_argument("--case", default="", help="only matrices whose name has this in it")
+    parser.add_argument("--case", nargs="*", default=NAMES, help="only these matrices")
     parser.add_argument("--tokens", type=int, nargs="*", default=TOKENS)
     asked = parser.parse_args()
     prepare()
@@ -107,7 +113,7 @@ def main() -> None:
     peak, began = fp8_peak(device), time.monotonic()
     print(f"FP8 peak {peak / 1e12:,.0f} TFLOP/s", flush=True)
     run = scaled_matmul.implementations["fused"].run
-    for name, tokens in ((name, tokens) for name in NAMES if asked.case in name for tokens in asked.tokens):
+    for name, tokens in ((name, tokens) for name in asked.case for tokens in asked.tokens):
         rows, columns = SHAPES[name]
         given = placed(_given(tokens, rows, columns, torch.bfloat16), device)
         sets = _sets(given, cache)

@@ -108,7 +108,7 @@ __device__ __forceinline__ void linear_split(const TensorMap& weight, const Tens
   extern "C" __global__ void __launch_bounds__(FEEDERS + CONSUMERS, 1) linear_fp8_split_##T(                           \
       const __grid_constant__ TensorMap weight, const __grid_constant__ TensorMap x, const u8* weight_scale,           \
       const u8* x_scale, T* y, int rows, int tokens, int blocks, int stages, int group) {                 \
-    linear_split<T>(weight, x, weight_scale, x_scale, y, {rows, tokens, blocks, 1}, {stages, 0, 1, group});   \
+    linear_split<T>(weight, x, weight_scale, x_scale, y, {rows, tokens, blocks, 1}, {stages, 1, group});   \
   }
 
 LINEAR_FP8_SPLIT(bf16)

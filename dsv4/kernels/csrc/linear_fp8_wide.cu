@@ -48,8 +48,7 @@ __device__ __forceinline__ void lay_out(u8* buffer, const float* sum, float*) {
 
 // A group's rows of a piece of tokens on their way to y, by way of its buffers.
 template <class T>
-__device__ __forceinline__ void store(const float (&sum)[D], const TensorMap& y, Place at, const Sizes& s, u8* buffers,
-                                      int count, int& used) {
+__device__ __forceinline__ void store(const float (&sum)[D], const TensorMap& y, Place at, const Sizes& s, u8* buffer) {
   constexpr int ROUND = TILE / sizeof(T), BOX = ROW_BYTES / sizeof(T);  // tokens of a buffer, rows of a box
   const int group = threadIdx.x / GROUP - 1;
   const bool leader = threadIdx.x % GROUP == 0;
@@ -57,15 +56,7 @@ __device__ __forceinline__ void store(const float (&sum)[D], const TensorMap& y,
   for (int round = 0; round < TILE / ROUND; round++) {
     const int token = at.token + round * ROUND;
     if (token >= s.tokens || at.row >= s.rows) break;  // the same for the whole group
-    u8* const buffer = buffers + used * BUFFER;
-    if (++used == count) used = 0;
-    if (leader) {
-      if (count == 1) {
-        stores_read<0>();
-      } else {
-        stores_read<1>();
-      }
-    }
+    if (leader) stores_read<0>();
     meet_group(group);
     lay_out(buffer, sum + round * (ROUND / 2), static_cast<T*>(nullptr));
     fence_shared();
@@ -92,7 +83,7 @@ __device__ __forceinline__ void linear(const TensorMap& weight, const TensorMap&
   const Tiles<PIECES * TILE> tiles(s, size / plan.across, plan.across, plan.group);
   const int cluster = blockIdx.x / size, clusters = gridDim.x / size;
   u8* const buffers = memory + plan.stages * Ring<PIECES>::BYTES;
-  Ring<PIECES> ring{full, empty, memory, reinterpret_cast<float*>(buffers + 2 * plan.buffers * BUFFER), plan.stages};
+  Ring<PIECES> ring{full, empty, memory, reinterpret_cast<float*>(buffers + 2 * BUFFER), plan.stages};
   pdl_trigger();
   if (threadIdx.x == 0) {
     for (int i = 0; i < plan.stages; i++) full[i].init(3), empty[i].init(CONSUMERS / 32 * size);
@@ -101,14 +92,13 @@ __device__ __forceinline__ void linear(const TensorMap& weight, const TensorMap&
   __syncwarp();
   meet_cluster();
   if (threadIdx.x < FEEDERS) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 48;");
     feed<PIECES>(ring, weight, x, weight_scale, x_scale, s, {tiles, cluster, clusters, rank, 0, s.blocks});
   } else {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
     pdl_wait();
     const int group = threadIdx.x / GROUP - 1, lane = threadIdx.x % 32;
-    u8* const own = buffers + group * plan.buffers * BUFFER;
-    int used = 0;
+    u8* const own = buffers + group * BUFFER;
     for (int tile = cluster; tile < tiles.count(); tile += clusters) {
       float part[D], sum[PIECES][D], all[SEVERAL ? D : 1];
       const int segments = SEVERAL ? s.segments : 1;
@@ -137,11 +127,11 @@ __device__ __forceinline__ void linear(const TensorMap& weight, const TensorMap&
       Place at = tiles(tile, rank);
       at.row += group * GROUP_ROWS;
       if constexpr (SEVERAL) {
-        store<T>(all, y, at, s, own, plan.buffers, used);
+        store<T>(all, y, at, s, own);
       } else {
 #pragma unroll
         for (int piece = 0; piece < PIECES; piece++, at.token += TILE)
-          store<T>(sum[piece], y, at, s, own, plan.buffers, used);
+          store<T>(sum[piece], y, at, s, own);
       }
     }
     if (threadIdx.x % GROUP == 0) stores_written();
@@ -154,9 +144,9 @@ __device__ __forceinline__ void linear(const TensorMap& weight, const TensorMap&
   extern "C" __global__ void __launch_bounds__(FEEDERS + CONSUMERS, 1) linear_fp8_##NAME##_##T(                        \
       const __grid_constant__ TensorMap weight, const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap y, \
       const u8* weight_scale, const u8* x_scale, int rows, int tokens, int blocks, int segments, int stages,           \
-      int buffers, int across, int group) {                                                               \
+      int across, int group) {                                                                                         \
     linear<PIECES, SEVERAL, T>(weight, x, y, weight_scale, x_scale, {rows, tokens, blocks, segments},                  \
-                               {stages, buffers, across, group});                                            \
+                               {stages, across, group});                                                               \
   }
 
 LINEAR_FP8_WIDE(bf16, wide128, 1, true)

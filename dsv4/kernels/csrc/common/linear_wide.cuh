@@ -17,7 +17,7 @@ struct Sizes {
 // What changes the time alone. across: blocks of a cluster side by side on tokens, which share weights. group: tiles of
 // tokens that are taken together, for all rows.
 struct Plan {
-  int stages, buffers, across, group;
+  int stages, across, group;
 };
 
 struct Place {
