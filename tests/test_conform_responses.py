@@ -16,6 +16,7 @@ from tests.conforming import (
     caught,
     events,
     other_name,
+    passes,
     speaker,
     swap,
     thinker,
@@ -242,7 +243,7 @@ def test_a_planted_fault_is_caught(server: Running, fault: str) -> None:
 
 @pytest.mark.parametrize("case", REFUSALS)
 def test_a_refusal_in_another_shape_or_none_is_caught(server: Running, case: str) -> None:
-    assert with_fault(server, case).verdict == "pass"
+    assert passes(server, case)
     for changes in ({"start": pretending}, {"body": other_name("error")}, {"body": other_name("type")}):
         assert with_fault(server, case, **changes).verdict == "FAIL"
 
@@ -276,8 +277,9 @@ def test_a_format_that_is_ignored_is_caught() -> None:
         return answering(status="completed", incomplete_details=None, output=[message])
 
     schema, free_form = sorted(HELD, reverse=True)
+    brief = asking(max_output_tokens=2)  # nobody reads the words
     with thinker() as free:
         assert with_fault(free, schema).verdict == "pass"
         assert with_fault(free, schema, asked=asking(text=None)).verdict == "FAIL"
-        assert with_fault(free, free_form, body=said('{"city": "Paris"}')).verdict == "pass"
-        assert with_fault(free, free_form, body=said("Paris")).verdict == "FAIL"
+        assert with_fault(free, free_form, asked=brief, body=said('{"city": "Paris"}')).verdict == "pass"
+        assert with_fault(free, free_form, asked=brief, body=said("Paris")).verdict == "FAIL"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -31,9 +32,14 @@ def fingerprints(logits: Tensor) -> list[bytes]:
     The sum over i of bits_i * (2 i + 1) * 0x9E3779B97F4A7C15 modulo 2^64, little-endian; bits_i as a signed integer.
     An odd factor loses nothing, so that no change of a single number goes unseen.
     """
-    odd = torch.arange(1, 2 * logits.shape[1], 2, device=logits.device) * -0x61C8864680B583EB
-    totals = (logits.float().contiguous().view(torch.int32) * odd).sum(1)
+    totals = (logits.float().contiguous().view(torch.int32) * _odd(logits.shape[1], logits.device)).sum(1)
     return [total.to_bytes(8, "little", signed=True) for total in totals.tolist()]
+
+
+@cache
+def _odd(count: int, device: torch.device) -> Tensor:
+    """The factors of `fingerprints`, INT64: for every token the same."""
+    return torch.arange(1, 2 * count, 2, device=device) * -0x61C8864680B583EB
 
 
 def trace(logits: Tensor, token: int, candidates: int) -> Trace:
