@@ -8,7 +8,8 @@
 // expert_sum     In FP32, by ascending expert, then what the shared one gave.
 //
 // Moves   6 tokens of 4 KB for one of Flash: nothing; 8,192 tokens: 200 MB read, 267 MB written.
-// Form    A block an expert, each of which counts for itself, so that nobody waits for another block. Not measured yet.
+// Form    A block an expert, each of which counts for itself, so that nobody waits for another block. On an H100
+//         4.4 us for one token of Flash, 203 for 8,192.
 //
 // arch: sm_90a sm_100a sm_103a sm_120a
 #include "common/vector.cuh"

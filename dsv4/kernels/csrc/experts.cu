@@ -11,8 +11,9 @@
 //         are widened to E4M3, into the tensor cores, the tokens from shared memory. The sums of 128 columns are scaled
 //         and added in FP32, column by column. So a token's bits are its own whatever NT and its company.
 //         In tiles that stand apart the tensor cores sum 32 columns at a time.
-//         `experts_down` starts while `experts_up` runs and has its first weights on their way when that ends.
-// Tried   Not measured yet.
+// Measured, on an H100, Flash: one token 24 us and 21 us, the whole op 47; 64 tokens 604 and 301, the whole op 910.
+// Tried   `experts_down` beside `experts_up`, its first weights on their way when that ends, and all other kernels early
+//         too: 68 us for one token, 1,323 for 64. They are launched one after another now (dsv4/kernels/experts.py).
 //
 // arch: sm_90a
 #include "common/formats.cuh"

@@ -77,7 +77,7 @@ struct Worker {
   __device__ __forceinline__ void release(int stage) {
     const int lane = threadIdx.x % 32;
     __syncwarp();
-    if (lane < size) ring.empty[stage].arrive_at(lane);
+    if (lane < size) ring.empty[stage].arrive_in(lane);
   }
 };
 

@@ -116,7 +116,7 @@ __device__ __forceinline__ void linear(const TensorMap& weight, const TensorMap&
             promote(sum[piece], part, ring.scales() + piece * TILE);
           }
           __syncwarp();
-          if (lane < size) ring.empty[ring.stage].arrive_at(lane);
+          if (lane < size) ring.empty[ring.stage].arrive_in(lane);
           ring.next();
         }
         if constexpr (SEVERAL) {

@@ -46,9 +46,9 @@ struct Barrier {
   __device__ void init(int count) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(&word)), "r"(count) : "memory");
   }
-  __device__ void arrive() { ::arrive_at(shared_address(&word)); }
+  __device__ void arrive() { arrive_at(shared_address(&word)); }
   // At the barrier in this place of a block of the cluster, which may be ours.
-  __device__ void arrive_at(int rank) {
+  __device__ void arrive_in(int rank) {
     asm volatile(
         "{\n"
         ".reg .b32 there;\n"
