@@ -61,7 +61,7 @@ def build(source: str, csrc: Path = CSRC, threads: bool = False, kernel: str = "
 
 
 def _unit(source: str, csrc: Path, kernel: str) -> str:
-    """The text that is compiled: shim, kernels, and the table by which they are found. What is not in it is left out."""
+    """The text that is compiled: shim, kernels, and the table by which they are found. `kernel`: of it alone."""
     found = {name: most for name, most in kernels(source, csrc).items() if kernel in ("", name)}
     enter = [f"static void enter_{name}(void** arguments) {{ simt::call(::{name}, arguments); }}" for name in found]
     rows = [f'{{"{name}", enter_{name}, simt::letters(::{name}), {most}}},' for name, most in found.items()]
