@@ -296,6 +296,35 @@ def test_ctrl_c_ends_it_at_once_and_leaves_no_part(others: int, tmp_path: Path) 
     assert parts(tmp_path) == []
 
 
+LOUD = """
+import os, signal, threading
+from dsv4.checkpoint import hub
+from dsv4.cli.main import main
+
+class Finalized:
+    def __del__(self):
+        open(os.devnull).close()
+
+def forever():
+    while True:
+        Finalized()
+
+def pull(name, show):
+    threading.Thread(target=forever, daemon=True).start()
+    signal.raise_signal(signal.SIGINT)
+
+hub.pull = pull
+main(["pull", "org/small"])
+"""
+
+
+def test_what_a_finalizer_then_fails_to_do_is_not_told() -> None:
+    """As those of the library's temporary folders, in its threads: they can open nothing any more."""
+    done = subprocess.run([sys.executable, "-c", LOUD], capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert done.stderr.strip() == "dsv4: stopped; dsv4 pull again goes on with the files that are whole"
+
+
 def test_the_environment_counts_as_for_every_program_of_the_hub(tmp_path: Path) -> None:
     """HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE, in processes of their own: the library reads them once."""
     environment = clean(tmp_path / "home") | {"HF_TOKEN": "secret"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import logging
 import os
 import signal
@@ -42,8 +43,9 @@ def pull(name: Annotated[str, typer.Argument(help="ORG/NAME or ORG/NAME@REVISION
 
     def break_off(number: int, frame: FrameType | None) -> None:
         bar.stop()
-        _drop_parts()
         print("\ndsv4: stopped; dsv4 pull again goes on with the files that are whole", file=sys.stderr, flush=True)
+        sys.stderr = io.StringIO()  # the library's threads and finalizers fail from here on: that is no news
+        _drop_parts()
         os._exit(130)  # at once: an orderly end would wait for every download, however long it stalls
 
     before = signal.signal(signal.SIGINT, break_off)

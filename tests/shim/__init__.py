@@ -69,7 +69,7 @@ def launch(
     csrc: Path = CSRC,
 ) -> None:
     """Run one kernel. `blocks`: these alone, of a grid that may be huge. `fenced=False`: on the tensors' own memory."""
-    path = build(source, csrc)
+    path = build(source, csrc, kernel=name)
     lib = library(path)
     entry = lib.simt_find(name.encode())
     if not entry:
@@ -198,7 +198,7 @@ def machine(order: int | None = None, csrc: Path = CSRC, threads: bool = False) 
     orders, empty = cycle(ORDERS if order is None else (order,)), torch.empty
 
     def call(kernel: Kernel, grid: int, block: int, *args: Any, smem: int = 0, **how: Any) -> None:
-        found = library(build(kernel.file, csrc)).simt_find(kernel.name.encode())
+        found = library(build(kernel.file, csrc, kernel=kernel.name)).simt_find(kernel.name.encode())
         if not found or found.contents.letters.decode() != kernel.signature:
             raise Fault(f"{kernel} is launched as {kernel.signature}, not as it is declared")
         ran.append(kernel.name)

@@ -37,17 +37,21 @@ def kernels(source: str, csrc: Path = CSRC) -> dict[str, str]:
     return {found["name"]: (found["bounds"] or "1024").split(",")[0] for found in _KERNEL.finditer(text)}
 
 
-def build(source: str, csrc: Path = CSRC, threads: bool = False) -> Path:
-    """Compile csrc/source, unless that was done before. RuntimeError with the compiler's words."""
-    level = "-O1" if csrc == CSRC else "-O0"  # a copy is there to run one case
-    flags = (level, *_FLAGS, *_LINES, *(_THREADED if threads else _CHECKED))
-    path = (_own_place if csrc == CSRC else _place)(source, csrc, flags)
+def build(source: str, csrc: Path = CSRC, threads: bool = False, kernel: str = "") -> Path:
+    """Compile csrc/source, unless that was done before. RuntimeError with the compiler's words.
+
+    A copy of the package's kernels is there to run one case: of it `kernel` alone is compiled, and not optimised.
+    """
+    own = csrc == CSRC
+    flags = ("-O1" if own else "-O0", *_FLAGS, *_LINES, *(_THREADED if threads else _CHECKED))
+    kernel = "" if own else kernel
+    path = (_own_place if own else _place)(source, csrc, (*flags, kernel))
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as own:
         unit, made = Path(own) / "unit.cpp", Path(own) / "made"
-        unit.write_text(_unit(source, csrc), encoding="utf-8")
+        unit.write_text(_unit(source, csrc, kernel), encoding="utf-8")
         command = ["g++", *flags, "-I", str(_HERE), "-I", str(csrc), str(unit), "-o", str(made), "-ldl"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
@@ -56,9 +60,9 @@ def build(source: str, csrc: Path = CSRC, threads: bool = False) -> Path:
     return path
 
 
-def _unit(source: str, csrc: Path) -> str:
-    """The text that is compiled: shim, kernels, and the table by which they are found."""
-    found = kernels(source, csrc)
+def _unit(source: str, csrc: Path, kernel: str) -> str:
+    """The text that is compiled: shim, kernels, and the table by which they are found. `kernel`: of it alone."""
+    found = {name: most for name, most in kernels(source, csrc).items() if kernel in ("", name)}
     enter = [f"static void enter_{name}(void** arguments) {{ simt::call(::{name}, arguments); }}" for name in found]
     rows = [f'{{"{name}", enter_{name}, simt::letters(::{name}), {most}}},' for name, most in found.items()]
     head = [f'#include "{name}"' for name in ("simt.hpp", csrc / source, "entry.hpp")]
