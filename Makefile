@@ -36,11 +36,12 @@ help:
 demo: $(VENV)/.ready
 	@$(VENV)/bin/dsv4 generate -p "$(PROMPT)"
 
+# A file stays with one worker: what its tests share is made once, and so are the kernels that it compiles.
 test: lint
-	$(TEST_VENV)/bin/python -m pytest -n auto
+	$(TEST_VENV)/bin/python -m pytest -n auto --dist loadfile
 
 ci: lint
-	$(TEST_VENV)/bin/python -m pytest -n auto -m "not gpu" --durations=10
+	$(TEST_VENV)/bin/python -m pytest -n auto --dist loadfile -m "not gpu" --durations=10
 
 soak: $(TEST_VENV)/.ready
 	$(TEST_VENV)/bin/python -m tests.soak --requests $(REQUESTS) --out $(SOAK)

@@ -388,7 +388,7 @@ def test_a_bar_that_is_not_met_is_no_error_unless_asked(
 ) -> None:
     found = evaluation([row_of(0, 20, Row("capital", True))], Score(0, 0))
     monkeypatch.setattr(evaluate, "evaluate", lambda *given: found)
-    assert run("--quick", "--families", "capital", "--texts", texts, *strict).exit_code == code
+    assert run(str(PICO), "--quick", "--families", "capital", "--texts", texts, *strict).exit_code == code
 
 
 @pytest.mark.parametrize(

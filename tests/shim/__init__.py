@@ -184,12 +184,14 @@ def _read_back(content: bytes, storages: list[torch.UntypedStorage]) -> None:
 
 
 @contextmanager
-def machine(order: int | None = None, csrc: Path = CSRC, threads: bool = False) -> Iterator[list[str]]:
+def machine(
+    order: int | None = None, csrc: Path = CSRC, threads: bool = False, idle: bool = False
+) -> Iterator[list[str]]:
     """Inside, the wrappers of dsv4/kernels launch on this CPU. Yields the names of the kernels that ran, in order.
 
     order: None takes those of ORDERS in turn, so that two runs of an op are not alike. threads: everything through
-    `sanitized`. Memory from `torch.empty` holds ones in all its bits until it is written: NaN. A machine of two
-    multiprocessors, so that blocks have to walk over the rows.
+    `sanitized`. idle: launches are noted, and nothing runs. Memory from `torch.empty` holds ones in all its bits until
+    it is written: NaN. A machine of two multiprocessors, so that blocks have to walk over the rows.
     """
     from dsv4.kernels import rows
     from dsv4.kernels.launch import Kernel
@@ -202,6 +204,8 @@ def machine(order: int | None = None, csrc: Path = CSRC, threads: bool = False) 
         if not found or found.contents.letters.decode() != kernel.signature:
             raise Fault(f"{kernel} is launched as {kernel.signature}, not as it is declared")
         ran.append(kernel.name)
+        if idle:
+            return
         if threads and grid:
             sanitized(kernel.file, kernel.name, grid, block, *args, smem=smem, csrc=csrc)
         elif grid:

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -48,16 +49,32 @@ def build(source: str, csrc: Path = CSRC, threads: bool = False, kernel: str = "
     path = (_own_place if own else _place)(source, csrc, (*flags, kernel))
     if path.exists():
         return path
+    folders = [part for folder in (_parsed(flags), _HERE, csrc) for part in ("-I", str(folder))]
+    text = _unit(source, csrc, kernel)
+    _made(path, lambda unit, made: ["g++", *flags, *folders, unit, "-o", made, "-ldl"], text, source)
+    return path
+
+
+@cache
+def _parsed(flags: tuple[str, ...]) -> Path:
+    """A folder with simt.hpp as the compiler has read it, for these flags: half of the work on a small kernel."""
+    path = _place("simt.hpp", _HERE, flags).with_suffix(".parsed") / "simt.hpp.gch"
+    if not path.exists():
+        head = f'#include "{_HERE / "simt.hpp"}"\n'
+        _made(path, lambda unit, made: ["g++", *flags, "-x", "c++-header", unit, "-o", made], head, "simt.hpp")
+    return path.parent
+
+
+def _made(path: Path, command: Callable[[str, str], list[str]], text: str, what: str) -> None:
+    """Compile `text` to `path`, whoever else does the same."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as own:
         unit, made = Path(own) / "unit.cpp", Path(own) / "made"
-        unit.write_text(_unit(source, csrc, kernel), encoding="utf-8")
-        command = ["g++", *flags, "-I", str(_HERE), "-I", str(csrc), str(unit), "-o", str(made), "-ldl"]
-        done = subprocess.run(command, capture_output=True, text=True)
+        unit.write_text(text, encoding="utf-8")
+        done = subprocess.run(command(str(unit), str(made)), capture_output=True, text=True)
         if done.returncode:
-            raise RuntimeError(f"g++ cannot compile {source}:\n{done.stderr[:4000]}")
+            raise RuntimeError(f"g++ cannot compile {what}:\n{done.stderr[:4000]}")
         os.replace(made, path)
-    return path
 
 
 def _unit(source: str, csrc: Path, kernel: str) -> str:
