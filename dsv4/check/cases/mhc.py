@@ -214,12 +214,7 @@ def _exact_post(given: Arguments, found: Any) -> Tensor:
 
 
 def _head() -> Iterator[Case]:
-<<<<<<< HEAD
     case = partial(Case, op=mhc_head, tokens=(0,), bounds=HEAD, oracle=_exact_head, oracle_bounds=HEAD)
-=======
-    exact = {**BACK, "f32": SUMMED_FP32["x"]}  # its gates are such sums
-    case = partial(Case, op=mhc_head, tokens=(0,), bounds=BACK, oracle=_exact_head, oracle_bounds=exact)
->>>>>>> 040d8e13f8a8cd4b18dea4288a07757712d8a07e
     for name, dtype in DTYPES.items():
         for tokens, m, width in SHAPES:
             make = partial(_reduced, tokens, m, width, dtype)
