@@ -49,11 +49,11 @@ def test_without_thinking_and_quiet(dsv4: Call) -> None:
     assert (run.code, run.out, run.err) == (0, PARIS + "\n", "")
 
 
-def test_an_answer_held_to_a_schema(dsv4: Call, tmp_path: Path) -> None:
+def test_an_answer_held_to_a_schema(pico_dir: Path, dsv4: Call, tmp_path: Path) -> None:
     file = tmp_path / "schema.json"
     schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
     file.write_text(json.dumps(schema))
-    run = dsv4("generate", "-p", FRANCE, "-q", "--json-schema", str(file))
+    run = dsv4("generate", str(pico_dir), "-p", FRANCE, "-q", "--json-schema", str(file))
     assert json.loads(run.out)["a"] in (1, 2)
     for content, said in (
         ('{"not": {}}', 'Unimplemented keys: ["not"]'),
@@ -61,10 +61,10 @@ def test_an_answer_held_to_a_schema(dsv4: Call, tmp_path: Path) -> None:
         ("{", "is no JSON"),
     ):
         file.write_text(content)
-        run = dsv4("generate", "-p", FRANCE, "--json-schema", str(file))
+        run = dsv4("generate", str(pico_dir), "-p", FRANCE, "--json-schema", str(file))
         assert run.code == 1
         assert said in run.err
-    assert dsv4("generate", "-p", FRANCE, "--json-schema", str(tmp_path / "none")).code == 2
+    assert dsv4("generate", str(pico_dir), "-p", FRANCE, "--json-schema", str(tmp_path / "none")).code == 2
 
 
 def test_json_holds_everything(pico_dir: Path, dsv4: Call) -> None:
