@@ -8,7 +8,6 @@ GB/s: of the weights that are chosen.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Container
 from functools import partial
 from pathlib import Path
@@ -18,14 +17,12 @@ from unittest.mock import patch
 import torch
 
 from dsv4.bench.clock import in_graph
-from dsv4.bench.ops import circumstances, timed
+from dsv4.bench.ops import TURNS, record, timed
 from dsv4.check.contract import Arguments, placed
 from dsv4.check.verify import prepare
 from dsv4.kernels import experts
 from dsv4.kernels.launch import Kernel
 from dsv4.ops.experts import routed_experts
-
-TURNS = 16
 
 
 def early(late: Container[Kernel], call: Callable[[], object]) -> object:
@@ -81,9 +78,7 @@ def main() -> None:
         rates = {name: round(nbytes / us[name] / 1e3) for name, nbytes in weights.items()}
         print(f"{case.name}: " + "  ".join(f"{name} {t:.2f} us" for name, t in us.items()), rates, flush=True)
         if asked.json:
-            line = {"what": "expert parts", "case": case.name, "us": us, "GB/s": rates} | circumstances(device)
-            with asked.json.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            record(asked.json, {"what": "expert parts", "case": case.name, "us": us, "GB/s": rates}, device)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ One line a timed case: the best forms, microseconds by segments, clusters and st
 from __future__ import annotations
 
 import argparse
-import json
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import torch
 
 from dsv4.bench.clock import in_graph
-from dsv4.bench.ops import _sets, circumstances, timed
+from dsv4.bench.ops import l2_cache, record, sets, timed
 from dsv4.check.contract import placed
 from dsv4.check.verify import prepare
 from dsv4.errors import KernelError
@@ -37,8 +36,8 @@ def main() -> None:
         given = placed(case.make(), device)
         if len(given[0]) > linear.FEW:
             continue
-        sets = _sets(given, torch.cuda.get_device_properties(device).L2_cache_size)
-        calls = [partial(run, *one) for one in sets] * -(-16 // len(sets))
+        copies = sets(given, l2_cache(device))
+        calls = [partial(run, *one) for one in copies] * -(-16 // len(copies))
         tiles, chosen = given[1].shape[0] // 64, form(*given[1].shape)
         ours = f"{chosen.segments} {chosen.clusters} {memory(chosen, *given[1].shape, 8)[0]}"
         found: dict[str, float] = {}
@@ -55,8 +54,7 @@ def main() -> None:
         print(f"{case.name}: chosen {ours}; " + "  ".join(f"{form} {us:.2f}" for form, us in best), flush=True)
         if asked.json:
             line = {"what": "linear forms", "case": case.name, "chosen": ours, "us": found}
-            with asked.json.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line | circumstances(device)) + "\n")
+            record(asked.json, line, device)
 
 
 if __name__ == "__main__":

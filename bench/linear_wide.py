@@ -9,7 +9,6 @@ dsv4/kernels/linear.py.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dsv4.bench.clock import Call, fp8_peak, in_graph
-from dsv4.bench.ops import _sets, circumstances
+from dsv4.bench.ops import l2_cache, record, sets
 from dsv4.check.cases.linear import SHAPES, _given
 from dsv4.check.contract import Arguments, placed
 from dsv4.check.metrics import differing
@@ -31,26 +30,21 @@ from dsv4.ops.linear import scaled_matmul
 from dsv4.quant.tensor import QTensor
 
 TOKENS = (17, 32, 33, 48, 64, 96, 128, 256, 512, 2048, 8192)
-NEW_AND_OLD: dict[str, tuple[Kind, ...]] = {"128": ("wide128", "single", "double"), "256": ("wide256", "single256")}
 NAMES = ("flash wq_b", "flash wo_b", "flash shared w1 w3", "flash shared w2", "flash wq_a wkv", "pro wo_b")
 
 
 def plans(segments: int, tokens: int) -> Iterator[tuple[Plan, int]]:
     """What is tried, each with the clusters that run at once."""
     pairs = ((1, 1), (2, 1), (1, 2)) if tokens > linear_wide.TILE else ((1, 1), (2, 1))
-    for pieces in ("128", "256") if segments == 1 and tokens > linear_wide.TILE else ("128",):
-        for kind in NEW_AND_OLD[pieces]:
-            for down, across in ((1, 1),) if kind.startswith("wide") else pairs:
-                yield Plan(kind, down, across), CLUSTERS[down * across]
-    if tokens >= 2048:
-        for group in (4, 16):
-            yield Plan("single", group=group), CLUSTERS[1]
-        for stages in (3, 4):
-            yield Plan("single", stages=stages), CLUSTERS[1]
-        yield Plan("double", stages=3), CLUSTERS[1]
+    kinds: tuple[Kind, ...] = ("wide128", "wide256") if segments == 1 and tokens > linear_wide.TILE else ("wide128",)
+    for kind in kinds:
+        for down, across in pairs:
+            yield Plan(kind, down, across), CLUSTERS[down * across]
+        if tokens >= 2048:
+            for group in (2, 4, 16):
+                yield Plan(kind, group=group), CLUSTERS[1]
     if segments > 1:
         yield Plan("split"), CLUSTERS[segments]
-        yield Plan("halves"), CLUSTERS[segments // 2]
 
 
 def through_plan(given: Plan, segments: int, x: QTensor, weight: QTensor, dtype: torch.dtype) -> Tensor:
@@ -78,7 +72,7 @@ def timed(calls: list[Call], tokens: int) -> float:
     return 1e6 * in_graph(calls * -(-(16 if tokens <= 512 else 4) // len(calls)), 5).seconds
 
 
-def tried(given: Arguments, sets: list[Arguments]) -> tuple[dict[str, float], list[str]]:
+def tried(given: Arguments, copies: list[Arguments]) -> tuple[dict[str, float], list[str]]:
     """Microseconds by plan, and the plans with other bits."""
     x, weight, _ = given
     segments = linear.form(*weight.shape).segments
@@ -87,12 +81,12 @@ def tried(given: Arguments, sets: list[Arguments]) -> tuple[dict[str, float], li
     for plan, clusters in plans(segments, len(x)):
         fit = linear_wide.fitting(plan)
         name = f"{fit.kind} {fit.down}x{fit.across} x{clusters} {fit.stages} g{fit.group}"
-        size = {"split": segments, "halves": segments // 2}.get(fit.kind, fit.down * fit.across)
+        size = segments if fit.kind == "split" else fit.down * fit.across
         kept, CLUSTERS[size] = CLUSTERS[size], clusters  # type: ignore[index]
         try:
             if differing(through_plan(fit, segments, *given), wanted):
                 wrong.append(name)
-            calls: list[Call] = [partial(through_plan, fit, segments, *one) for one in sets]
+            calls: list[Call] = [partial(through_plan, fit, segments, *one) for one in copies]
             found[name] = round(timed(calls, len(x)), 2)
         except KernelError as error:
             wrong.append(f"{name}: {error}")
@@ -109,18 +103,17 @@ def main() -> None:
     asked = parser.parse_args()
     prepare()
     device = torch.device("cuda", 0)
-    cache = torch.cuda.get_device_properties(device).L2_cache_size
     peak, began = fp8_peak(device), time.monotonic()
     print(f"FP8 peak {peak / 1e12:,.0f} TFLOP/s", flush=True)
     run = scaled_matmul.implementations["fused"].run
     for name, tokens in ((name, tokens) for name in asked.case for tokens in asked.tokens):
         rows, columns = SHAPES[name]
         given = placed(_given(tokens, rows, columns, torch.bfloat16), device)
-        sets = _sets(given, cache)
-        plan, wrong = tried(given, sets)
-        others = {"chosen": [partial(run, *one) for one in sets], "cublaslt": [library(*one) for one in sets]}
+        copies = sets(given, l2_cache(device))
+        plan, wrong = tried(given, copies)
+        others = {"chosen": [partial(run, *one) for one in copies], "cublaslt": [library(*one) for one in copies]}
         if tokens <= 128:
-            others["few"] = [partial(through_few, *one) for one in sets]
+            others["few"] = [partial(through_few, *one) for one in copies]
         beside = {of: round(timed(calls, tokens), 2) for of, calls in others.items()}
         flops = 2 * tokens * rows * columns
         shown = [f"{of} {us:.1f} ({flops / us / 1e6 / (peak / 1e12):.0%})" for of, us in beside.items()]
@@ -128,8 +121,7 @@ def main() -> None:
         print(f"{name} {tokens}: " + "  ".join(shown) + "".join(f"\n  OTHER BITS {one}" for one in wrong), flush=True)
         if asked.json:
             line = {"what": "wide linear plans", "matrix": name, "tokens": tokens, "us": beside | plan, "wrong": wrong}
-            with asked.json.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line | {"fp8_peak": peak} | circumstances(device)) + "\n")
+            record(asked.json, line | {"fp8_peak": peak}, device)
     print(f"{time.monotonic() - began:.0f} s")
 
 

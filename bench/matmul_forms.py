@@ -7,7 +7,6 @@ many, and which of them `dsv4/kernels/matmul.py` takes. No form changes a bit.
 from __future__ import annotations
 
 import argparse
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 
 from dsv4.bench.clock import in_graph
-from dsv4.bench.ops import _sets, circumstances
+from dsv4.bench.ops import l2_cache, record, sets
 from dsv4.check.cases.inputs import BF16, normal
 from dsv4.check.cases.matmul import SHAPES, weights
 from dsv4.check.verify import prepare
@@ -56,8 +55,8 @@ def main() -> None:
         weight, found = weights(rows, columns, BF16).to(device), dict[str, dict[str, float]]()
         for tokens in TOKENS:
             given = (normal("x", tokens, columns, dtype=BF16).to(device), weight)
-            sets = _sets(given, torch.cuda.get_device_properties(device).L2_cache_size)
-            calls = [partial(matmul.product, *one) for one in sets] * -(-16 // len(sets))
+            copies = sets(given, l2_cache(device))
+            calls = [partial(matmul.product, *one) for one in copies] * -(-16 // len(copies))
             found[str(tokens)] = {}
             for form in ("few 8", "few 16", "many", "chosen"):
                 matmul.few = _CHOSEN if form == "chosen" else forced(form)  # type: ignore[assignment]
@@ -72,9 +71,7 @@ def main() -> None:
                 flush=True,
             )
         if asked.json:
-            line = {"what": "matmul forms", "matrix": name, "us": found}
-            with asked.json.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line | circumstances(device)) + "\n")
+            record(asked.json, {"what": "matmul forms", "matrix": name, "us": found}, device)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,11 @@ a second row). What is chosen by these figures: `_chunks` and `threads` of dsv4/
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
 
-from dsv4.bench.ops import circumstances, measure, timed
+from dsv4.bench.ops import measure, record, timed
 from dsv4.check.contract import Case
 from dsv4.kernels import moe, norm, quantize, rows
 
@@ -50,8 +49,7 @@ def main() -> None:
             print(f"{case.op.name} {case.name}: {shown}", flush=True)
             if asked.json:
                 line = {"what": "row forms", "op": case.op.name, "case": case.name, "us": found}
-                with asked.json.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(line | circumstances(torch.device("cuda", 0))) + "\n")
+                record(asked.json, line, torch.device("cuda", 0))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ memory of its own so that a step beside it is seen.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import shutil
@@ -24,7 +23,7 @@ from typing import Final, NamedTuple
 
 import torch
 
-from dsv4.bench.ops import circumstances
+from dsv4.bench.ops import record
 from dsv4.check import verify
 from dsv4.check.cases import FAMILIES, cases
 from dsv4.check.contract import placed
@@ -98,7 +97,7 @@ def main() -> None:
         return
     if not shutil.which(SANITIZER):
         raise SystemExit(f"no {SANITIZER} on the PATH; it comes with CUDA's toolkit, and SANITIZER=... names another")
-    about, wrong = circumstances(torch.device("cuda", torch.cuda.current_device())), False
+    device, wrong = torch.device("cuda", torch.cuda.current_device()), False
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for found in pool.map(lambda pair: sanitized(*pair), product(TOOLS, asked.families)):
             print(f"{found.tool} {found.family}: {'; '.join(found.closing)} ({found.seconds:.0f} s)", flush=True)
@@ -106,9 +105,8 @@ def main() -> None:
                 wrong = True
                 print(f"exit code {found.code}\n{found.text[-4000:]}", flush=True)
             if asked.json:
-                line = {"what": "sanitizer", **found._asdict(), "closing": found.closing}
-                with asked.json.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({key: value for key, value in line.items() if key != "text"} | about) + "\n")
+                told = {key: value for key, value in found._asdict().items() if key != "text"}
+                record(asked.json, {"what": "sanitizer", **told, "closing": found.closing}, device)
     raise SystemExit(wrong)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from dsv4.bench import clock
 from dsv4.bench.clock import Timing
-from dsv4.bench.ops import Measured, _sets, circumstances, measure, moved, timed
+from dsv4.bench.ops import Measured, circumstances, measure, moved, sets, timed
 from dsv4.check.contract import Case
 from dsv4.check.verify import device_for
 from dsv4.cli.main import main
@@ -68,12 +68,12 @@ def test_a_product_is_held_against_the_librarys() -> None:
 
 def test_cold_weights_take_as_many_sets_as_overflow_the_cache() -> None:
     given = (torch.ones(1000), (torch.ones(24),), None, 1e-6)
-    sets = _sets(given, 50_000)
-    assert len(sets) == 25
-    assert len({one[0].data_ptr() for one in sets}) == 25
-    assert all(torch.equal(one[1][0], given[1][0]) for one in sets)
-    assert len(_sets(given, 1)) == 1
-    assert len(_sets(given, 1 << 40)) == 64
+    copies = sets(given, 50_000)
+    assert len(copies) == 25
+    assert len({one[0].data_ptr() for one in copies}) == 25
+    assert all(torch.equal(one[1][0], given[1][0]) for one in copies)
+    assert len(sets(given, 1)) == 1
+    assert len(sets(given, 1 << 40)) == 64
 
 
 def test_the_median_of_the_samples_is_the_time() -> None:

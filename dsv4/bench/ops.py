@@ -8,10 +8,11 @@ against what the library's own of 8,192 x 8,192 x 8,192 reaches there.
 
 from __future__ import annotations
 
+import json
 import math
 import platform
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,7 @@ FEW: Final = 64  # tokens up to which a call takes microseconds
 _CALLS: Final = {True: 64, False: 8}  # of a graph, at least: of few tokens, and of more
 _LASTS: Final = 400e-6  # seconds of a replay, at least: it takes about 5 µs beside the calls
 _MOST_COPIES: Final = 64
-_TURNS: Final = 16  # sets of arguments that share what is large
+TURNS: Final = 16  # sets of arguments that share what is large
 
 
 class Measured(NamedTuple):
@@ -125,8 +126,8 @@ def _timing(case: Case, run: Run, given: Arguments, samples: int) -> Timing:
     if device.type != "cuda":
         return on_cpu([partial(run, *given)], samples)
     with torch.no_grad():
-        sets = [case.turn(given, n) for n in range(_TURNS)] if case.turn else _sets(given, l2_cache(device))
-        calls: list[Call] = [partial(run, *one) for one in sets]
+        turns = [case.turn(given, n) for n in range(TURNS)] if case.turn else sets(given, l2_cache(device))
+        calls: list[Call] = [partial(run, *one) for one in turns]
         calls *= -(-_CALLS[tokens <= FEW] // len(calls))
         found = in_graph(calls, samples)
         if tokens > FEW and (more := math.ceil(_LASTS / (found.seconds * len(calls)))) > 1:
@@ -139,12 +140,18 @@ def l2_cache(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).L2_cache_size)
 
 
-def _sets(given: Arguments, cache: int) -> list[Arguments]:
+def sets(given: Arguments, cache: int) -> list[Arguments]:
     """The arguments, as often as it takes to overflow a cache of so many bytes twice."""
     total: list[int] = []
     transform(given, lambda x: total.append(x.nbytes) or x)  # type: ignore[func-returns-value]
     count = min(_MOST_COPIES, max(1, -(-2 * cache // max(1, sum(total)))))
     return [given, *(tuple(transform(one, torch.clone) for one in given) for _ in range(count - 1))]
+
+
+def record(path: Path, line: Mapping[str, Any], device: torch.device) -> None:
+    """Append a line to a file of results, with where it was measured."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({**line, **circumstances(device)}) + "\n")
 
 
 def circumstances(device: torch.device) -> dict[str, Any]:
