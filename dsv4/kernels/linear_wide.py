@@ -17,26 +17,14 @@ TILE: Final = 128  # rows, tokens of a piece, columns
 _THREADS: Final = 384
 _MOST_STAGES: Final = 8
 _BUFFER: Final = 8192  # bytes
-_BESIDE: Final = {  # bytes of shared memory beside the ring
-    "wide128": 2 * _BUFFER,
-    "wide256": 2 * _BUFFER,
-    "split": TILE * (TILE + 4) * 4,
-    "single": 4 * _BUFFER,
-    "single256": 4 * _BUFFER,
-    "double": 4 * _BUFFER + 4 * TILE * TILE,
-    "halves": 2 * 4 * TILE * (TILE // 2 + 8),
-}
+_SHEET: Final = TILE * (TILE + 4) * 4  # bytes
 _SHARED: Final = (227 << 10) - 1024  # bytes of a block beside its barriers
 
-Kind = Literal["wide128", "wide256", "split", "single", "single256", "double", "halves"]
+Kind = Literal["wide128", "wide256", "split"]
 _SOURCES: Final[dict[Kind, tuple[str, str]]] = {
     "wide128": ("linear_fp8_wide.cu", "mmm pp iiii iii"),
     "wide256": ("linear_fp8_wide.cu", "mmm pp iiii iii"),
     "split": ("linear_fp8_split.cu", "mm ppp iii ii"),
-    "single": ("linear_fp8_tiles.cu", "mmm pp iiii iii"),
-    "single256": ("linear_fp8_tiles.cu", "mmm pp iiii iii"),
-    "double": ("linear_fp8_tiles.cu", "mmm pp iiii iii"),
-    "halves": ("linear_fp8_halves.cu", "mm ppp iiii i"),
 }
 KERNELS: Final = {
     (dtype, kind): Kernel(file, f"linear_fp8_{kind}_{name}", signature)
@@ -53,8 +41,8 @@ class Plan(NamedTuple):
     """How a product lies on blocks. Nothing here changes a bit: the order of the sums is that of `segments`.
 
     kind: tiles of 128 or 256 tokens (the latter for one segment), or a cluster that splits the segments. down, across:
-    blocks of a cluster side by side on rows and on tokens, which share what they read. stages: of the ring; 0: as many
-    as fit. group: tiles of tokens that are taken together.
+    blocks of a cluster side by side on rows and on tokens, which share what they read. stages: of the ring. group:
+    tiles of tokens that are taken together.
     """
 
     kind: Kind
@@ -66,14 +54,13 @@ class Plan(NamedTuple):
     @property
     def tokens(self) -> int:
         """Of a tile."""
-        return 2 * TILE if self.kind in ("wide256", "single256") else TILE
+        return 2 * TILE if self.kind == "wide256" else TILE
 
     @property
     def bytes(self) -> int:
         """Of dynamic shared memory."""
-        pieces = 2 if self.kind == "halves" else self.tokens // TILE
-        stage = TILE * TILE * (1 + pieces) + 4 * TILE * pieces
-        return self.stages * stage + _BESIDE[self.kind]
+        stage = TILE * (TILE + self.tokens) + 4 * self.tokens
+        return self.stages * stage + (_SHEET if self.kind == "split" else 2 * _BUFFER)
 
 
 @lru_cache(maxsize=4096)
@@ -86,17 +73,13 @@ def plan(rows: int, segments: int, tokens: int) -> Plan:
 
 
 def fitting(given: Plan) -> Plan:
-    """With as many stages as find room, or as it asks for."""
-    most = given.stages or _MOST_STAGES
-    stages = max(n for n in range(1, most + 1) if given._replace(stages=n).bytes <= _SHARED)
+    """With as many stages as find room."""
+    stages = max(n for n in range(1, _MOST_STAGES + 1) if given._replace(stages=n).bytes <= _SHARED)
     return given._replace(stages=stages)
 
 
 def launch(x: QTensor, weight: QTensor, y: Tensor, segments: int, given: Plan) -> None:
     """y [T, rows] of x [T, K] and weight [rows, K], whose K columns are added up in `segments`."""
-    if given.kind == "halves":
-        _halves(x, weight, y, segments, given)
-        return
     tokens, rows, blocks, split = x.shape[0], weight.shape[0], x.shape[1] // TILE, given.kind == "split"
     maps = [
         tensor_map(weight.data, TILE // given.across, TILE),
@@ -106,21 +89,10 @@ def launch(x: QTensor, weight: QTensor, y: Tensor, segments: int, given: Plan) -
     if split:
         arguments = (weight.scale, x.scale, y, rows, tokens, blocks, given.stages, given.group)
     else:
-        old = given.kind.startswith("wide")
-        maps.append(tensor_map(y, TILE // y.element_size() if old else TILE // 2, TILE))
+        maps.append(tensor_map(y, TILE // y.element_size(), TILE))
         how = (given.stages, given.across, given.group)
         arguments = (weight.scale, x.scale, rows, tokens, blocks, segments, *how)
     size = segments if split else given.down * given.across
     tiles = -(-rows // (TILE * given.down)) * -(-tokens // (given.tokens * given.across))
     grid = size * min(tiles, CLUSTERS[size])
     KERNELS[y.dtype, given.kind](grid, _THREADS, *maps, *arguments, smem=given.bytes, cluster=size, pdl=True)
-
-
-def _halves(x: QTensor, weight: QTensor, y: Tensor, segments: int, given: Plan) -> None:
-    tokens, rows, blocks = x.shape[0], weight.shape[0], x.shape[1] // TILE
-    maps = tensor_map(weight.data, TILE // 2, TILE), tensor_map(x.data, TILE, TILE)
-    size = segments // 2
-    grid = size * min(-(-rows // (TILE // 2)) * -(-tokens // TILE), CLUSTERS[size])
-    sizes = (rows, tokens, blocks, segments, given.stages)
-    arguments = (*maps, weight.scale, x.scale, y, *sizes)
-    KERNELS[y.dtype, "halves"](grid, _THREADS, *arguments, smem=given.bytes, cluster=size, pdl=True)
