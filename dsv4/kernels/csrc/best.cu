@@ -44,35 +44,35 @@ struct Found {
   }
 };
 
-extern "C" __global__ void __launch_bounds__(256)
-    best_first(const float* logits, i64 stride, int n, int k, int parts, u64* found, float* values, i64* ids) {
+// Keys of a token's part, from wherever `key_at` finds them, and the best of them to where they go.
+template <class KeyAt>
+__device__ __forceinline__ void best(int n, int part, int token, const Found& to, const KeyAt& key_at) {
   __shared__ u64 left[WARPS * MOST];
-  pdl_trigger();
-  pdl_wait();
-  const int token = blockIdx.x / parts, part = blockIdx.x % parts;
   u64 keys[KEYS];
 #pragma unroll
   for (int i = 0; i < KEYS; i++) {
     const int at = part * PART + i * 256 + static_cast<int>(threadIdx.x);
-    keys[i] = at < n ? best_key(logits[token * stride + at], at) : 0;
+    keys[i] = at < n ? key_at(at) : 0;
   }
-  block_best(keys, k, left);
-  Found{found, values, ids, logits, stride, k, parts}.write(keys, token, part);
+  block_best(keys, to.k, left);
+  to.write(keys, token, part);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    best_first(const float* logits, i64 stride, int n, int k, int parts, u64* found, float* values, i64* ids) {
+  pdl_trigger();
+  pdl_wait();
+  const int token = blockIdx.x / parts, part = blockIdx.x % parts;
+  best(n, part, token, {found, values, ids, logits, stride, k, parts},
+       [&](int at) { return best_key(logits[token * stride + at], at); });
 }
 
 // keys: [tokens, n] of the round before.
 extern "C" __global__ void __launch_bounds__(256) best_next(
     const u64* before, const float* logits, i64 stride, int n, int k, int parts, u64* found, float* values, i64* ids) {
-  __shared__ u64 left[WARPS * MOST];
   pdl_trigger();
   pdl_wait();
   const int token = blockIdx.x / parts, part = blockIdx.x % parts;
-  u64 keys[KEYS];
-#pragma unroll
-  for (int i = 0; i < KEYS; i++) {
-    const int at = part * PART + i * 256 + static_cast<int>(threadIdx.x);
-    keys[i] = at < n ? before[static_cast<i64>(token) * n + at] : 0;
-  }
-  block_best(keys, k, left);
-  Found{found, values, ids, logits, stride, k, parts}.write(keys, token, part);
+  best(n, part, token, {found, values, ids, logits, stride, k, parts},
+       [&](int at) { return before[static_cast<i64>(token) * n + at]; });
 }

@@ -30,9 +30,7 @@ template <int NT, class T>
 __device__ __forceinline__ void linear_fp8(const Product<T>& p) {
   DYNAMIC_SHARED(__align__(1024) u8, memory);
   __shared__ Barrier full[MOST_STAGES], empty[MOST_STAGES], inbox_full[MOST_INBOXES];
-  int rank, size;
-  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+  const int rank = cluster_rank(), size = cluster_size();
   const int cluster = blockIdx.x / size, clusters = gridDim.x / size;
   const int first = rank * p.blocks / size, last = (rank + 1) * p.blocks / size, count = last - first;
   const int most = (p.blocks + size - 1) / size;  // of all segments: what lies where is the same in all blocks
@@ -52,7 +50,7 @@ __device__ __forceinline__ void linear_fp8(const Product<T>& p) {
     fence_barriers();
   }
   if (size > 1) {
-    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+    meet_cluster();
   } else {
     __syncthreads();
   }
@@ -162,14 +160,7 @@ __device__ __forceinline__ void linear_fp8(const Product<T>& p) {
                    : "memory");
     }
     if (leader != rank) continue;
-    asm volatile(
-        "{\n"
-        ".reg .pred done;\n"
-        "again:\n"
-        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], 0;\n"
-        "@!done bra again;\n"
-        "}" ::"r"(shared_address(&inbox_full[box]))
-        : "memory");
+    inbox_full[box].wait_cluster(0);
     for (int i = threadIdx.x; i < TILE_ROWS * p.tokens; i += WORKERS) {
       const int r = i % TILE_ROWS, t = i / TILE_ROWS;
       float all = 0;

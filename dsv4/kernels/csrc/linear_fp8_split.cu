@@ -38,9 +38,7 @@ __device__ __forceinline__ void linear_split(const TensorMap& weight, const Tens
                                              const u8* x_scale, T* y, const Sizes& s, const Plan& plan) {
   DYNAMIC_SHARED(__align__(1024) u8, memory);
   __shared__ Barrier full[MOST_STAGES], empty[MOST_STAGES], laid, taken;
-  int rank, size;
-  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+  const int rank = cluster_rank(), size = cluster_size();
   const Tiles<TILE> tiles(s, 1, 1, plan.group);
   const int cluster = blockIdx.x / size, clusters = gridDim.x / size;
   const int first = rank * s.blocks / size, last = (rank + 1) * s.blocks / size;

@@ -77,9 +77,7 @@ __device__ __forceinline__ void linear(const TensorMap& weight, const TensorMap&
   static_assert(PIECES == 1 || !SEVERAL, "three arrays of sums do not fit");
   DYNAMIC_SHARED(__align__(1024) u8, memory);
   __shared__ Barrier full[MOST_STAGES], empty[MOST_STAGES];
-  int rank, size;
-  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+  const int rank = cluster_rank(), size = cluster_size();
   const Tiles<PIECES * TILE> tiles(s, size / plan.across, plan.across, plan.group);
   const int cluster = blockIdx.x / size, clusters = gridDim.x / size;
   u8* const buffers = memory + plan.stages * Ring<PIECES>::BYTES;

@@ -10,16 +10,8 @@ struct Cluster {
   u64* barriers;  // PHASES of them, in shared memory
   int active;     // the first so many blocks take part
 
-  __device__ static int rank() {
-    int r;
-    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
-    return r;
-  }
-  __device__ static int size() {
-    int n;
-    asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(n));
-    return n;
-  }
+  __device__ static int rank() { return cluster_rank(); }
+  __device__ static int size() { return cluster_size(); }
 
   // Before anything is shared, by all threads of all blocks. bytes: that this block gets, in each phase.
   __device__ void begin(const int (&bytes)[PHASES]) const {
@@ -32,7 +24,7 @@ struct Cluster {
       }
       asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
-    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+    meet_cluster();
   }
 
   // Lane r of a whole warp writes to block r, if that takes part; `to` is the place in this block's own memory.

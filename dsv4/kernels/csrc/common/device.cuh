@@ -29,6 +29,25 @@ __device__ __forceinline__ void pdl_trigger() {
 #endif
 }
 
+#ifdef __CUDA_ARCH__
+// This block's place in its cluster, and how many blocks that has.
+__device__ __forceinline__ int cluster_rank() {
+  int rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+__device__ __forceinline__ int cluster_size() {
+  int size;
+  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+  return size;
+}
+
+// All threads of all blocks of the cluster: what was written before is seen behind it.
+__device__ __forceinline__ void meet_cluster() {
+  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+#endif
+
 // 16 bytes that are read once: they take no place in the first cache. Not .nc: the bytes may be written by a kernel that
 // still runs when we start.
 __device__ __forceinline__ uint4 load16_once(const void* p) {
