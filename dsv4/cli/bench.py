@@ -28,9 +28,7 @@ def bench() -> None:
 
 @app.command()
 def ops(
-    family: Annotated[
-        str | None, typer.Argument(help="norm, quantize, swiglu, rope, kv, mhc or linear; without it, all")
-    ] = None,
+    family: Annotated[str | None, typer.Argument(help="one family of cases, as norm; without it, all")] = None,
     op: Annotated[str | None, typer.Option(help="only this op")] = None,
     only: Annotated[str, typer.Option("--case", help="only cases whose name has this in it, as in flash")] = "",
     device: Annotated[str | None, typer.Option(help="cpu or cuda; without it, a GPU if there is one")] = None,

@@ -23,9 +23,7 @@ SIZES: Final[tuple[Size, ...]] = get_args(Size)
 
 
 def check(
-    family: Annotated[
-        str | None, typer.Argument(help="norm, quantize, swiglu, rope, kv or mhc; without it, all")
-    ] = None,
+    family: Annotated[str | None, typer.Argument(help="one family of cases, as norm; without it, all")] = None,
     op: Annotated[str | None, typer.Option(help="only this op")] = None,
     only: Annotated[str, typer.Option("--case", help="only cases whose name has this in it")] = "",
     device: Annotated[str | None, typer.Option(help="cpu or cuda; without it, a GPU if there is one")] = None,

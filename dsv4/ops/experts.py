@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dsv4.ops.linear import matmul_rows
-from dsv4.ops.moe import Expert, Route, swiglu_quant
+from dsv4.ops.moe import Expert, Route, summed, swiglu_quant
 from dsv4.ops.op import op
 from dsv4.quant.formats import FP8_ROW, MXFP4, FormatError
 from dsv4.quant.packed import Packed, stack, unpack
@@ -63,10 +63,8 @@ def routed_experts(x: QTensor, picks: Route, experts: StoredExperts, beside: Ten
     The result [T, d] is the sum of the y in FP32, by ascending e (of equal ones the first choice first), then `beside`,
     rounded to its dtype. A NaN scale makes a row NaN. Experts that nobody chose are not read.
     """
-    out, *others = (*_each(x, picks, experts, beside.dtype, limit).float().unbind(1), beside.float())
-    for other in others:
-        out = out + other
-    return out.type(beside.dtype)
+    each = _each(x, picks, experts, beside.dtype, limit).float()
+    return summed((*each.unbind(1), beside.float())).type(beside.dtype)
 
 
 def _each(x: QTensor, picks: Route, experts: StoredExperts, dtype: torch.dtype, limit: float) -> Tensor:

@@ -100,10 +100,15 @@ def moe(x: Tensor, picks: Route, experts: Sequence[Expert], shared: Expert, limi
     hidden = (swiglu(gate, up, limit) * weight).type(x.dtype)
     down = _by_expert(_expert_hidden(hidden, shared, rounds, tokens), [(part.w2, n) for part, n in parts])
     y = torch.empty_like(down).index_copy_(0, at[0], down).view(tokens, k + 1, -1).float()
-    out, *others = y.unbind(1)
+    return summed(y.unbind(1)).type(x.dtype)
+
+
+def summed(parts: Sequence[Tensor]) -> Tensor:
+    """The sum of tensors of one shape, one after another."""
+    out, *others = parts
     for other in others:
         out = out + other
-    return out.type(x.dtype)
+    return out
 
 
 def _expert_input(x: Tensor, shared: Expert, rounds: Numerics, rows: Tensor) -> Tensor:

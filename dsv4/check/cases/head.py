@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dsv4.check.cases.inputs import BF16, FP32, INF, NAN, normal
 from dsv4.check.contract import Arguments, Case
@@ -36,19 +37,23 @@ def cases() -> Iterator[Case]:
 
 
 def _exact(given: Arguments, found: Any) -> Choice:
-    """FP64 products; the best one after another, each the first of the largest that are left."""
+    """FP64 products, and the best of them."""
     x, weight, k = given
     logits = (x.double() @ weight.double().T).float()
-    left = torch.where(logits.isnan(), -INF, logits)
-    gone = torch.zeros_like(left, dtype=torch.bool)
-    picked = []
-    for _ in range(min(k, left.shape[1])):
+    ids = largest(logits, min(k, logits.shape[1]))
+    return Choice(logits, logits.gather(1, ids), ids)
+
+
+def largest(values: Tensor, k: int) -> Tensor:
+    """The places of the k largest of each row, one after another, each the first of those that are left."""
+    left = torch.where(values.isnan(), -INF, values)
+    gone, picked = torch.zeros_like(left, dtype=torch.bool), []
+    for _ in range(k):
         top = left.masked_fill(gone, -INF).amax(1, keepdim=True)
         first = ((left == top) & ~gone).int().argmax(1, keepdim=True)
         gone.scatter_(1, first, True)
         picked.append(first)
-    ids = torch.cat(picked, 1)
-    return Choice(logits, logits.gather(1, ids), ids)
+    return torch.cat(picked, 1)
 
 
 def _whole(tokens: int, rows: int, columns: int, k: int, dtype: torch.dtype) -> Arguments:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dsv4.check.cases.head import largest
 from dsv4.check.cases.inputs import BF16, FP32, INF, MANY, NAN, normal
 from dsv4.check.contract import Arguments, Case
 from dsv4.check.metrics import Bound, Bounds
@@ -39,19 +40,12 @@ def cases() -> Iterator[Case]:
 
 
 def _exact(given: Arguments, found: Any) -> Route:
-    """Scores in FP64, rounded once; the largest sums one after another, each the first of those that are left."""
+    """Scores in FP64, rounded once, and the largest sums."""
     x, gate, bias, chosen, k, scale = given
     logits = x.double() @ gate.double().T
     scores = torch.logaddexp(logits, torch.zeros_like(logits)).sqrt().float()
     if chosen is None:
-        left = scores if bias is None else scores + bias
-        left = torch.where(left.isnan(), -INF, left)
-        gone, picked = torch.zeros_like(left, dtype=torch.bool), []
-        for _ in range(k):
-            first = ((left == left.masked_fill(gone, -INF).amax(1, keepdim=True)) & ~gone).int().argmax(1, keepdim=True)
-            gone.scatter_(1, first, True)
-            picked.append(first)
-        chosen = torch.cat(picked, 1)
+        chosen = largest(scores if bias is None else scores + bias, k)
     weights = scores.double().gather(1, chosen)
     return Route(chosen, (weights / weights.sum(1, keepdim=True) * scale).float())
 
