@@ -212,8 +212,8 @@ def _exact_post(given: Arguments, found: Any) -> Tensor:
 
 
 def _head() -> Iterator[Case]:
-    exact = {**BACK, "f32": SUMMED_FP32["x"]}  # its gates are such sums
-    case = partial(Case, op=mhc_head, tokens=(0,), bounds=BACK, oracle=_exact_head, oracle_bounds=exact)
+    bounds = {"bf16": _X, "f32": SUMMED_FP32["x"]}  # as the sublayer's input: its gates are sums as long
+    case = partial(Case, op=mhc_head, tokens=(0,), bounds=bounds, oracle=_exact_head, oracle_bounds=bounds)
     for name, dtype in DTYPES.items():
         for tokens, m, width in SHAPES:
             make = partial(_reduced, tokens, m, width, dtype)

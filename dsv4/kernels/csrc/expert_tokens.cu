@@ -24,9 +24,9 @@ __device__ __forceinline__ int lanes_sum(int v) {
 }
 
 // chosen [tokens, k], route [tokens, k]; x [tokens, blocks, 128], x_scale [tokens, blocks].
-// total: how many groups there are. group [groups, 4]: expert, the first group of that expert, how many it has. pair [groups, wide]: token * k + its place among the token's experts, -1 for
-// nobody; weight alike; image [groups, blocks, wide, 128] and scale [groups, blocks, wide].
-extern "C" __global__ void __launch_bounds__(512)
+// total: how many groups there are. group [groups, 4]: expert, the first group of that expert, how many it has. pair
+// [groups, wide]: token * k + its place among the token's experts, -1 for nobody; weight alike; image [groups, blocks, wide, 128] and scale [groups, blocks, wide].
+extern "C" __global__ void __launch_bounds__(512, 2)
     expert_tokens(const i64* chosen, const float* route, const u8* x, const u8* x_scale, int tokens, int k, int blocks,
                   int experts, int wide, int* total, int* group, int* pair, float* weight, u8* image, float* scale) {
   __shared__ int count[MOST_EXPERTS], kept[KEPT], before[WARPS], all[WARPS], own[WARPS];
