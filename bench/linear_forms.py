@@ -34,15 +34,16 @@ def main() -> None:
     form, memory = linear.form, linear.memory
     for case in timed("linear", only=asked.case):
         given = placed(case.make(), device)
-        if len(given[0]) > linear.FEW:
+        if case.op is not scaled_matmul or len(given[0]) > linear.FEW:
             continue
         copies = sets(given, l2_cache(device))
         calls = [partial(run, *one) for one in copies] * -(-16 // len(copies))
         tiles, chosen = given[1].shape[0] // 64, form(*given[1].shape)
-        ours = f"{chosen.segments} {chosen.clusters} {memory(chosen, *given[1].shape, 8)[0]}"
+        ours = f"{chosen.segments} {chosen.clusters} {memory(chosen, given[1].shape[1], 8)[0]}"
         found: dict[str, float] = {}
         for segments, places, stages in product(SEGMENTS, PLACES, STAGES):
-            tried = linear.Form(segments, min(tiles, places // segments))
+            clusters = min(tiles, places // segments)
+            tried = linear.Form(segments, clusters, -(-tiles // clusters))
             linear.form = lambda *_, tried=tried: tried  # type: ignore[assignment,misc]
             linear._STAGES = linear._FEWEST = stages  # type: ignore[misc]
             memory.cache_clear()

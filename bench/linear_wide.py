@@ -25,7 +25,7 @@ from dsv4.check.metrics import differing
 from dsv4.check.verify import prepare
 from dsv4.errors import KernelError
 from dsv4.kernels import linear, linear_library, linear_wide
-from dsv4.kernels.linear_wide import CLUSTERS, Kind, Plan
+from dsv4.kernels.linear_wide import Kind, Plan
 from dsv4.ops.linear import scaled_matmul
 from dsv4.quant.tensor import QTensor
 
@@ -33,23 +33,19 @@ TOKENS = (17, 32, 33, 48, 64, 96, 128, 256, 512, 2048, 8192)
 NAMES = ("flash wq_b", "flash wo_b", "flash shared w1 w3", "flash shared w2", "flash wq_a wkv", "pro wo_b")
 
 
-def plans(segments: int, tokens: int) -> Iterator[tuple[Plan, int]]:
-    """What is tried, each with the clusters that run at once."""
-    pairs = ((1, 1), (2, 1), (1, 2)) if tokens > linear_wide.TILE else ((1, 1), (2, 1))
+def plans(segments: int, tokens: int) -> Iterator[Plan]:
+    """What is tried."""
     kinds: tuple[Kind, ...] = ("wide128", "wide256") if segments == 1 and tokens > linear_wide.TILE else ("wide128",)
     for kind in kinds:
-        for down, across in pairs:
-            yield Plan(kind, down, across), CLUSTERS[down * across]
-        if tokens >= 2048:
-            for group in (2, 4, 16):
-                yield Plan(kind, group=group), CLUSTERS[1]
+        for width in (8, *((2, 4, 16) if tokens >= 2048 else ())):
+            yield Plan(kind, width=width)
     if segments > 1:
-        yield Plan("split"), CLUSTERS[segments]
+        yield Plan("split")
 
 
 def through_plan(given: Plan, segments: int, x: QTensor, weight: QTensor, dtype: torch.dtype) -> Tensor:
     y = torch.empty(len(x), weight.shape[0], dtype=dtype, device=x.device)
-    linear_wide.launch(x, weight, y, segments, given)
+    linear_wide.launch(x, weight, y, 1, segments, given)
     return y
 
 
@@ -78,11 +74,9 @@ def tried(given: Arguments, copies: list[Arguments]) -> tuple[dict[str, float], 
     segments = linear.form(*weight.shape).segments
     found, wrong = {}, []
     wanted = through_few(*given)
-    for plan, clusters in plans(segments, len(x)):
+    for plan in plans(segments, len(x)):
         fit = linear_wide.fitting(plan)
-        name = f"{fit.kind} {fit.down}x{fit.across} x{clusters} {fit.stages} g{fit.group}"
-        size = segments if fit.kind == "split" else fit.down * fit.across
-        kept, CLUSTERS[size] = CLUSTERS[size], clusters  # type: ignore[index]
+        name = f"{fit.kind} {fit.stages} w{fit.width}"
         try:
             if differing(through_plan(fit, segments, *given), wanted):
                 wrong.append(name)
@@ -90,8 +84,6 @@ def tried(given: Arguments, copies: list[Arguments]) -> tuple[dict[str, float], 
             found[name] = round(timed(calls, len(x)), 2)
         except KernelError as error:
             wrong.append(f"{name}: {error}")
-        finally:
-            CLUSTERS[size] = kept  # type: ignore[index]
     return found, wrong
 
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsv4.check.cases.linear import SHAPES, _given
+from dsv4.check.cases.linear import GROUPED, SHAPES, _given, _given_groups
 from dsv4.check.contract import placed
 from dsv4.check.metrics import differing
 from dsv4.kernels import linear, linear_wide
 from dsv4.kernels.linear_wide import Plan
-from dsv4.ops.linear import scaled_matmul
+from dsv4.ops.linear import grouped_scaled_matmul, scaled_matmul
 from dsv4.quant.tensor import QTensor
 
 WHOLE = 227 << 10  # bytes of shared memory that a block of Hopper can have
@@ -26,7 +26,21 @@ def test_every_matrix_of_the_releases_fits(shape: tuple[int, int]) -> None:
     assert blocks // form.segments >= min(blocks, 8)
     assert form.clusters * form.segments <= 2 * linear.MULTIPROCESSORS
     for tokens in (8, 16, 32):
-        stages, smem = linear.memory(form, rows, columns, tokens)
+        stages, smem = linear.memory(form, columns, tokens)
+        assert 4 <= stages <= 12
+        assert smem + 1024 <= WHOLE
+
+
+@pytest.mark.parametrize("shape", GROUPED.values(), ids=GROUPED)
+def test_a_group_has_clusters_of_its_own(shape: tuple[int, int, int]) -> None:
+    rows, columns, groups = shape
+    form = linear.form(rows, columns, groups)
+    assert form.clusters % groups == 0
+    assert form.clusters * form.segments <= 2 * linear.MULTIPROCESSORS
+    assert form.turns == -(-rows // 64 // form.clusters)
+    assert form.segments == linear.form(rows, columns).segments
+    for tokens in (8, 16, 32):
+        stages, smem = linear.memory(form, columns, tokens)
         assert 4 <= stages <= 12
         assert smem + 1024 <= WHOLE
 
@@ -51,9 +65,8 @@ def test_every_plan_fits(shape: tuple[int, int], tokens: int) -> None:
     given = linear_wide.plan(shape[0], segments, tokens)
     assert given.bytes + 1024 <= WHOLE
     assert 3 <= given.stages <= 8
-    assert given.down * given.across in linear_wide.CLUSTERS
     assert given.kind != "wide256" or segments == 1
-    assert given.kind != "split" or given.down * given.across == 1 < segments
+    assert given.kind != "split" or segments > 1
 
 
 def test_what_a_plan_decides() -> None:
@@ -71,14 +84,7 @@ def test_what_a_plan_decides() -> None:
 
 # --- on a GPU -------------------------------------------------------------------------------------------------------
 
-PLANS = [
-    *(Plan("wide128", down, across) for down, across in ((1, 1), (2, 1), (1, 2), (2, 2), (4, 1), (1, 4))),
-    Plan("wide128", 2, 2, group=1),
-    *(Plan("wide256", down, across) for down, across in ((1, 1), (2, 1), (2, 2))),
-    Plan("wide256", 1, 2, group=3),
-    Plan("split"),
-    Plan("split", group=1),
-]
+PLANS = [Plan(kind, width=width) for kind in linear_wide.KINDS for width in (1, 3, 8)]
 MATRICES = {"one": (320, 1536), "two": (320, 2304), "four": (448, 4096)}  # by segments
 
 
@@ -122,5 +128,19 @@ def test_no_plan_changes_a_bit(given: Plan, alone: tuple[QTensor, QTensor, int, 
         part = few_of(x, 0, tokens)
         for dtype in (torch.float32, torch.bfloat16):
             y = torch.full((tokens, weight.shape[0]), torch.nan, dtype=dtype, device="cuda")
-            linear_wide.launch(part, weight, y, segments, linear_wide.fitting(given))
+            linear_wide.launch(part, weight, y, 1, segments, linear_wide.fitting(given))
             assert differing(y, wanted[:tokens].to(dtype)) == 0, (tokens, dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tokens", [1, 20, 40, 300])
+def test_groups_have_the_bits_of_matrices_by_themselves(tokens: int) -> None:
+    """However many clusters one of them has."""
+    run = grouped_scaled_matmul.implementations["fused"].run
+    x, weight, groups, dtype = placed(_given_groups(tokens, 3072, 2304, 3, torch.float32), torch.device("cuda"))
+    parts = zip(x.data.chunk(3, 1), x.scale.chunk(3, 1), weight.data.chunk(3), weight.scale.chunk(3), strict=True)
+    alone = [
+        product([QTensor(data.contiguous(), scale.contiguous(), x.format)], QTensor(w, by, weight.format))
+        for data, scale, w, by in parts
+    ]
+    assert differing(run(x, weight, groups, dtype), torch.cat(alone, 1)) == 0

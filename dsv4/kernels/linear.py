@@ -12,7 +12,7 @@ from dsv4.kernels import linear_wide
 from dsv4.kernels.launch import Kernel, need
 from dsv4.kernels.rows import NAMES
 from dsv4.kernels.tiles import tensor_map
-from dsv4.ops.linear import scaled_matmul
+from dsv4.ops.linear import grouped_scaled_matmul, scaled_matmul
 from dsv4.quant.formats import FP8_BLOCK, FP8_ROW
 from dsv4.quant.tensor import QTensor
 
@@ -25,7 +25,7 @@ _INBOXES: Final = 4
 _TOKENS: Final = (8, 16, 32)  # the kernels' own numbers; more tokens are taken in several turns
 FEW: Final = 32  # tokens up to which this kernel is the faster one: by bench/linear_wide.py
 _KERNELS: Final = {
-    (dtype, t): Kernel("linear_fp8.cu", f"linear_fp8_{name}_{t}", "m p p p p i i i i")
+    (dtype, t): Kernel("linear_fp8.cu", f"linear_fp8_{name}_{t}", "m p p p p i i i i i")
     for dtype, name in NAMES.items()
     for t in _TOKENS
 }
@@ -39,33 +39,37 @@ _LARGEST: Final = 4  # blocks of a cluster: eight lose more by what they tell ea
 
 
 class Form(NamedTuple):
-    """How a matrix lies on blocks. `segments`, which decide the order of the sums, follow from its shape alone."""
+    """How a matrix lies on blocks. `segments`, which decide the order of the sums, follow from its columns alone.
+
+    clusters: as many for each of the groups of rows that have columns of their own. turns: most tiles of a cluster.
+    """
 
     segments: int
     clusters: int
+    turns: int
 
 
 @lru_cache
-def form(rows: int, columns: int) -> Form:
+def form(rows: int, columns: int, groups: int = 1) -> Form:
     """Segments of about eight tiles, and as many clusters as find room: by bench/linear_forms.py."""
-    tiles, blocks = rows // _TILE_ROWS, columns // _COLUMNS
+    tiles, blocks = rows // _TILE_ROWS // groups, columns // _COLUMNS
     segments = 1
     while segments < _LARGEST and blocks // (2 * segments) >= 8:
         segments *= 2
-    return Form(segments, min(tiles, 2 * MULTIPROCESSORS // segments))
+    each = max(1, min(tiles, 2 * MULTIPROCESSORS // segments // groups))
+    return Form(segments, each * groups, -(-tiles // each))
 
 
 @lru_cache
-def memory(form: Form, rows: int, columns: int, tokens: int) -> tuple[int, int]:
+def memory(form: Form, columns: int, tokens: int) -> tuple[int, int]:
     """Stages of the ring, and bytes of dynamic shared memory, as the kernel cuts them up.
 
     The next kernel's weights are on their way early if its blocks find room beside ours: two to a multiprocessor, three
     where we take more than one of each and a ring of some length remains.
     """
     most = -(-(columns // _COLUMNS) // form.segments)
-    turns = -(-(rows // _TILE_ROWS) // form.clusters)
-    inboxes = -(-turns // form.segments) * form.segments if form.segments > 1 else 0
-    floats = most * tokens + inboxes * _TILE_ROWS * tokens + turns * most
+    inboxes = -(-form.turns // form.segments) * form.segments if form.segments > 1 else 0
+    floats = most * tokens + inboxes * _TILE_ROWS * tokens + form.turns * most
     fixed = most * tokens * _COLUMNS + 4 * floats
     crowded = form.segments > 1 and form.segments * form.clusters > MULTIPROCESSORS
     rings = [(_SHARED // beside - _RESERVED - fixed) // _TILE_BYTES for beside in (3, 2)]
@@ -74,6 +78,10 @@ def memory(form: Form, rows: int, columns: int, tokens: int) -> tuple[int, int]:
 
 
 def _refuse(x: QTensor, weight: QTensor, dtype: torch.dtype) -> str | None:
+    return _refuse_groups(x, weight, 1, dtype)
+
+
+def _refuse_groups(x: QTensor, weight: QTensor, groups: int, dtype: torch.dtype) -> str | None:
     if not x.data.is_cuda:
         return f"x is on {x.device}"
     if x.format is not FP8_ROW or weight.format is not FP8_BLOCK:
@@ -81,39 +89,46 @@ def _refuse(x: QTensor, weight: QTensor, dtype: torch.dtype) -> str | None:
     if dtype not in NAMES:
         return f"no kernel gives {str(dtype).removeprefix('torch.')}"
     rows, columns = weight.shape
-    if rows % _TILE_ROWS or columns % _COLUMNS or not rows * columns:
-        return f"a matrix of {rows} x {columns}: wanted multiples of {_TILE_ROWS} and {_COLUMNS}"
-    if form(rows, columns).segments > 1 and rows > _TILE_ROWS * form(rows, columns).clusters * _INBOXES:
+    high = _TILE_ROWS if groups == 1 else linear_wide.TILE  # no tile belongs to two groups
+    if rows % (high * groups) or columns % _COLUMNS or not rows * columns:
+        return f"{groups} matrices of {rows / groups:g} x {columns}: wanted multiples of {high} and {_COLUMNS}"
+    chosen = form(rows, columns, groups)
+    if chosen.segments > 1 and chosen.turns > _INBOXES:
         return f"a matrix of {rows} rows of {columns}"
     return None
 
 
 @scaled_matmul.impl("fused", accepts=_refuse)
 def _scaled_matmul(x: QTensor, weight: QTensor, dtype: torch.dtype) -> Tensor:
-    (tokens, columns), rows = x.shape, weight.shape[0]
+    return _grouped_scaled_matmul(x, weight, 1, dtype)
+
+
+@grouped_scaled_matmul.impl("fused", accepts=_refuse_groups)
+def _grouped_scaled_matmul(x: QTensor, weight: QTensor, groups: int, dtype: torch.dtype) -> Tensor:
+    tokens, (rows, columns) = x.shape[0], weight.shape
     y = torch.empty(tokens, rows, dtype=dtype, device=x.device)
-    need(weight.data, "weight", shape=(rows, columns), device=x.device, align=16)
+    need(weight.data, "weight", device=x.device, align=16)
     need(weight.scale, "weight scale", device=x.device)
-    need(x.data, "x", device=x.device, align=16)
+    need(x.data, "x", shape=(tokens, groups * columns), device=x.device, align=16)
     need(x.scale, "x scale", device=x.device)
     if tokens > FEW:
-        segments = form(rows, columns).segments
-        linear_wide.launch(x, weight, y, segments, linear_wide.plan(rows, segments, tokens))
+        segments = form(rows, columns, groups).segments
+        linear_wide.launch(x, weight, y, groups, segments, linear_wide.plan(rows, segments, tokens))
     else:
-        few(x, weight, y)
+        few(x, weight, y, groups)
     return y
 
 
-def few(x: QTensor, weight: QTensor, y: Tensor) -> None:
-    """y [T, rows] of x [T, K] and weight [rows, K], up to 32 tokens at a time."""
-    (tokens, columns), rows = x.shape, weight.shape[0]
-    tiles, chosen = tensor_map(weight.data, _TILE_ROWS, _COLUMNS), form(rows, columns)
+def few(x: QTensor, weight: QTensor, y: Tensor, groups: int = 1) -> None:
+    """y [T, rows] of x [T, groups * K] and weight [rows, K], up to 32 tokens at a time."""
+    tokens, (rows, columns) = x.shape[0], weight.shape
+    tiles, chosen = tensor_map(weight.data, _TILE_ROWS, _COLUMNS), form(rows, columns, groups)
     for start in range(0, tokens, _TOKENS[-1]):
         part = slice(start, start + _TOKENS[-1])
         count = min(tokens - start, _TOKENS[-1])
         wide = next(t for t in _TOKENS if t >= count)
         given = (tiles, weight.scale, x.data[part], x.scale[part], y[part])
-        stages, smem = memory(chosen, rows, columns, wide)
-        sizes = (rows // _TILE_ROWS, columns // _COLUMNS, count, stages)
+        stages, smem = memory(chosen, columns, wide)
+        sizes = (rows // _TILE_ROWS, columns // _COLUMNS, count, groups, stages)
         grid = chosen.segments * chosen.clusters
         _KERNELS[y.dtype, wide](grid, _THREADS, *given, *sizes, smem=smem, cluster=chosen.segments, pdl=True)

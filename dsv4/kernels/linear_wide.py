@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, get_args
 
 from torch import Tensor
 
@@ -21,10 +21,11 @@ _SHEET: Final = TILE * (TILE + 4) * 4  # bytes
 _SHARED: Final = (227 << 10) - 1024  # bytes of a block beside its barriers
 
 Kind = Literal["wide128", "wide256", "split"]
+KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 _SOURCES: Final[dict[Kind, tuple[str, str]]] = {
-    "wide128": ("linear_fp8_wide.cu", "mmm pp iiii iii"),
-    "wide256": ("linear_fp8_wide.cu", "mmm pp iiii iii"),
-    "split": ("linear_fp8_split.cu", "mm ppp iii ii"),
+    "wide128": ("linear_fp8_wide.cu", "mmm pp iiiii ii"),
+    "wide256": ("linear_fp8_wide.cu", "mmm pp iiiii ii"),
+    "split": ("linear_fp8_split.cu", "mm ppp iiii ii"),
 }
 KERNELS: Final = {
     (dtype, kind): Kernel(file, f"linear_fp8_{kind}_{name}", signature)
@@ -34,22 +35,19 @@ KERNELS: Final = {
 # Clusters that an H100 or H200 holds at once, by their blocks. Of four, fewer than 31 ran at once where this was timed:
 # the parts of the GPU have 18, 16 or fewer multiprocessors, and what four do not divide lies idle.
 CLUSTERS: Final[dict[int, int]] = {1: 132, 2: 66, 4: 28}
-_GROUP: Final = 8
+_WIDTH: Final = 8
 
 
 class Plan(NamedTuple):
     """How a product lies on blocks. Nothing here changes a bit: the order of the sums is that of `segments`.
 
-    kind: tiles of 128 or 256 tokens (the latter for one segment), or a cluster that splits the segments. down, across:
-    blocks of a cluster side by side on rows and on tokens, which share what they read. stages: of the ring. group:
-    tiles of tokens that are taken together.
+    kind: tiles of 128 or 256 tokens (the latter for one segment), or a cluster that splits the segments. stages: of the
+    ring. width: tiles of tokens that are taken together.
     """
 
     kind: Kind
-    down: int = 1
-    across: int = 1
     stages: int = 0
-    group: int = _GROUP
+    width: int = _WIDTH
 
     @property
     def tokens(self) -> int:
@@ -78,21 +76,16 @@ def fitting(given: Plan) -> Plan:
     return given._replace(stages=stages)
 
 
-def launch(x: QTensor, weight: QTensor, y: Tensor, segments: int, given: Plan) -> None:
-    """y [T, rows] of x [T, K] and weight [rows, K], whose K columns are added up in `segments`."""
-    tokens, rows, blocks, split = x.shape[0], weight.shape[0], x.shape[1] // TILE, given.kind == "split"
-    maps = [
-        tensor_map(weight.data, TILE // given.across, TILE),
-        tensor_map(x.data, given.tokens // given.down, TILE),
-    ]
-    arguments: tuple[Tensor | int, ...]
-    if split:
-        arguments = (weight.scale, x.scale, y, rows, tokens, blocks, given.stages, given.group)
+def launch(x: QTensor, weight: QTensor, y: Tensor, groups: int, segments: int, given: Plan) -> None:
+    """y [T, rows] of x [T, groups * K] and weight [rows, K], whose K columns are added up in `segments`."""
+    tokens, rows, blocks = x.shape[0], weight.shape[0], weight.shape[1] // TILE
+    maps = [tensor_map(weight.data, TILE, TILE), tensor_map(x.data, given.tokens, TILE)]
+    tiles, how = -(-rows // TILE) * -(-tokens // given.tokens), (groups, given.stages, given.width)
+    kernel, scales, sizes = KERNELS[y.dtype, given.kind], (weight.scale, x.scale), (rows, tokens, blocks)
+    if given.kind == "split":
+        grid = segments * min(tiles, CLUSTERS[segments])
+        kernel(grid, _THREADS, *maps, *scales, y, *sizes, *how, smem=given.bytes, cluster=segments, pdl=True)
     else:
         maps.append(tensor_map(y, TILE // y.element_size(), TILE))
-        how = (given.stages, given.across, given.group)
-        arguments = (weight.scale, x.scale, rows, tokens, blocks, segments, *how)
-    size = segments if split else given.down * given.across
-    tiles = -(-rows // (TILE * given.down)) * -(-tokens // (given.tokens * given.across))
-    grid = size * min(tiles, CLUSTERS[size])
-    KERNELS[y.dtype, given.kind](grid, _THREADS, *maps, *arguments, smem=given.bytes, cluster=size, pdl=True)
+        grid = min(tiles, CLUSTERS[1])
+        kernel(grid, _THREADS, *maps, *scales, *sizes, segments, *how, smem=given.bytes, pdl=True)

@@ -81,6 +81,19 @@ def scaled_matmul(x: QTensor, weight: QTensor, dtype: torch.dtype) -> Tensor:
 
 
 @op
+def grouped_scaled_matmul(x: QTensor, weight: QTensor, groups: int, dtype: torch.dtype) -> Tensor:
+    """The product of each group of a token's columns with a matrix of its own, on stored activations.
+
+    x: [T, G * K] rows; weight: [G * R, K], its row block g belongs to columns g K .. (g + 1) K - 1. Returns [T, G * R]
+    in `dtype`, each number as `scaled_matmul` has it. Serving stacks run the first half of the output projection so.
+    """
+    parts = x.values().split(weight.shape[1], 1)
+    return torch.cat([matmul_rows(*pair) for pair in zip(parts, dense(weight).chunk(groups), strict=True)], 1).type(
+        dtype
+    )
+
+
+@op
 def grouped_linear(x: Tensor, weight: Tensor) -> Tensor:
     """The first half of the output projection: each group of heads has a matrix of its own.
 

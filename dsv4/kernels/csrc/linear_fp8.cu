@@ -6,6 +6,7 @@
 // Form    64 rows of weights are the M side of a tensor core's product and the tokens its N side. A cluster has a tile of
 //         64 rows at a time, each of its blocks a segment of the columns; the sums of 128 columns are scaled and added in
 //         FP32, column by column, then segment by segment. A row's bits are its own, whatever the tokens beside it.
+//         Where groups of rows have columns of their own of every token, a cluster stays within a group.
 //
 // Weights are read as they lie in a checkpoint, in boxes of 64 rows x 128 columns (dsv4/kernels/tiles.py).
 //
@@ -20,10 +21,10 @@ template <class T>
 struct Product {
   const TensorMap& weight;
   const u8* weight_scale;  // [rows / 128, blocks]
-  const u8* x;             // [tokens, columns]
-  const u8* x_scale;       // [tokens, blocks]
+  const u8* x;             // [tokens, groups, columns]
+  const u8* x_scale;       // [tokens, groups, blocks]
   T* y;                    // [tokens, rows]
-  int tiles, blocks, tokens, stages;
+  int tiles, blocks, tokens, groups, stages;
 };
 
 template <int NT, class T>
@@ -31,10 +32,13 @@ __device__ __forceinline__ void linear_fp8(const Product<T>& p) {
   DYNAMIC_SHARED(__align__(1024) u8, memory);
   __shared__ Barrier full[MOST_STAGES], empty[MOST_STAGES], inbox_full[MOST_INBOXES];
   const int rank = cluster_rank(), size = cluster_size();
-  const int cluster = blockIdx.x / size, clusters = gridDim.x / size;
+  const int cluster = blockIdx.x / size, group = cluster % p.groups, step = gridDim.x / size / p.groups;
+  const int height = p.tiles / p.groups, top = cluster / p.groups;  // tiles of a group, and the first of them here
   const int first = rank * p.blocks / size, last = (rank + 1) * p.blocks / size, count = last - first;
   const int most = (p.blocks + size - 1) / size;  // of all segments: what lies where is the same in all blocks
-  const int turns = (p.tiles - cluster + clusters - 1) / clusters;  // tiles of this cluster
+  const int turns = (height - top + step - 1) / step;  // tiles of this cluster
+  const auto tile_of = [&](int turn) { return group * height + top + turn * step; };
+  const auto column_of = [&](int token) { return (static_cast<i64>(token) * p.groups + group) * p.blocks + first; };
   u8* const ring = memory;
   u8* const tokens = ring + p.stages * TILE_BYTES;                                // [most][NT][128]
   float* const scale = reinterpret_cast<float*>(tokens + most * NT * ROW_BYTES);  // [most][NT]
@@ -59,7 +63,7 @@ __device__ __forceinline__ void linear_fp8(const Product<T>& p) {
       const u64 policy = evict_first();
       int stage = 0, round = 0;
       for (int turn = 0; turn < turns; turn++) {
-        const int row = (cluster + turn * clusters) * TILE_ROWS;
+        const int row = tile_of(turn) * TILE_ROWS;
         for (int b = 0; b < count; b++) {
           if (round) empty[stage].wait((round - 1) & 1);
           full[stage].arrive_expecting(TILE_BYTES);
@@ -72,14 +76,13 @@ __device__ __forceinline__ void linear_fp8(const Product<T>& p) {
     return;
   }
   for (int i = threadIdx.x; i < turns * count; i += WORKERS) {
-    const int tile = cluster + i / count * clusters;
-    own[i] = ue8m0_float(p.weight_scale[static_cast<i64>(tile / 2) * p.blocks + first + i % count]);
+    own[i] = ue8m0_float(p.weight_scale[static_cast<i64>(tile_of(i / count) / 2) * p.blocks + first + i % count]);
   }
   pdl_wait();
   for (int i = threadIdx.x; i < count * NT * 8; i += WORKERS) {  // pieces of 16 bytes, all on their way at once
     const int b = i / (NT * 8), t = i / 8 % NT, piece = i % 8;
     const bool there = t < p.tokens;
-    const u8* const from = p.x + (static_cast<i64>(there ? t : 0) * p.blocks + first + b) * BLOCK_COLUMNS + 16 * piece;
+    const u8* const from = p.x + (column_of(there ? t : 0) + b) * BLOCK_COLUMNS + 16 * piece;
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
                      shared_address(tokens + (b * NT + t) * ROW_BYTES + 16 * (piece ^ (t & 7)))),
                  "l"(from), "r"(there ? 16 : 0)
@@ -87,7 +90,7 @@ __device__ __forceinline__ void linear_fp8(const Product<T>& p) {
   }
   for (int i = threadIdx.x; i < count * NT; i += WORKERS) {
     const int b = i / NT, t = i % NT;
-    scale[i] = t < p.tokens ? ue8m0_float(p.x_scale[static_cast<i64>(t) * p.blocks + first + b]) : 0.0f;
+    scale[i] = t < p.tokens ? ue8m0_float(p.x_scale[column_of(t) + b]) : 0.0f;
   }
   asm volatile("cp.async.wait_all;" ::: "memory");
   fence_shared();
@@ -116,7 +119,7 @@ __device__ __forceinline__ void linear_fp8(const Product<T>& p) {
     }
   };
   for (int turn = 0; turn < turns; turn++) {
-    const int tile = cluster + turn * clusters;
+    const int tile = tile_of(turn);
     float sum[D], even[D], odd[D];
 #pragma unroll
     for (int i = 0; i < D; i++) sum[i] = 0;
@@ -173,8 +176,8 @@ __device__ __forceinline__ void linear_fp8(const Product<T>& p) {
 #define LINEAR_FP8(T, NT)                                                                                             \
   extern "C" __global__ void __launch_bounds__(160) linear_fp8_##T##_##NT(                                            \
       const __grid_constant__ TensorMap weight, const u8* weight_scale, const u8* x, const u8* x_scale, T* y,         \
-      int tiles, int blocks, int tokens, int stages) {                                                                \
-    linear_fp8<NT, T>({weight, weight_scale, x, x_scale, y, tiles, blocks, tokens, stages});                          \
+      int tiles, int blocks, int tokens, int groups, int stages) {                                                    \
+    linear_fp8<NT, T>({weight, weight_scale, x, x_scale, y, tiles, blocks, tokens, groups, stages});                  \
   }
 
 LINEAR_FP8(bf16, 8)

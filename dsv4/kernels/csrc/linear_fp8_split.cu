@@ -35,18 +35,18 @@ __device__ __forceinline__ void store4(bf16* to, float4 v) {
 // One segment in each block of a cluster. Each lays its sums on a sheet, and adds up a share of the tokens of all sheets.
 template <class T>
 __device__ __forceinline__ void linear_split(const TensorMap& weight, const TensorMap& x, const u8* weight_scale,
-                                             const u8* x_scale, T* y, const Sizes& s, const Plan& plan) {
+                                             const u8* x_scale, T* y, const Sizes& s, int stages, int width) {
   DYNAMIC_SHARED(__align__(1024) u8, memory);
   __shared__ Barrier full[MOST_STAGES], empty[MOST_STAGES], laid, taken;
   const int rank = cluster_rank(), size = cluster_size();
-  const Tiles<TILE> tiles(s, 1, 1, plan.group);
+  const Tiles<TILE> tiles(s, width);
   const int cluster = blockIdx.x / size, clusters = gridDim.x / size;
   const int first = rank * s.blocks / size, last = (rank + 1) * s.blocks / size;
-  float* const sheet = reinterpret_cast<float*>(memory + plan.stages * Ring<1>::BYTES);
-  Ring<1> ring{full, empty, memory, sheet + TILE * PITCH, plan.stages};
+  float* const sheet = reinterpret_cast<float*>(memory + stages * Ring<1>::BYTES);
+  Ring<1> ring{full, empty, memory, sheet + TILE * PITCH, stages};
   pdl_trigger();
   if (threadIdx.x == 0) {
-    for (int i = 0; i < plan.stages; i++) full[i].init(3), empty[i].init(CONSUMERS / 32);
+    for (int i = 0; i < stages; i++) full[i].init(FILLS), empty[i].init(CONSUMERS / 32);
     laid.init(CONSUMERS / 32 * size), taken.init(CONSUMERS / 32 * size);
     fence_barriers();
   }
@@ -54,7 +54,7 @@ __device__ __forceinline__ void linear_split(const TensorMap& weight, const Tens
   meet_cluster();
   if (threadIdx.x < FEEDERS) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
-    feed<1>(ring, weight, x, weight_scale, x_scale, s, {tiles, cluster, clusters, 0, first, last});
+    feed<1>(ring, weight, x, weight_scale, x_scale, s, {tiles, cluster, clusters, first, last});
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
     pdl_wait();
@@ -80,7 +80,7 @@ __device__ __forceinline__ void linear_split(const TensorMap& weight, const Tens
       if (lane < size) laid.release_at(lane);
       laid.wait_cluster(parity);
       parity ^= 1;
-      const Place at = tiles(tile, 0);
+      const Place at = tiles(tile);
       const int row = at.row + 4 * lane, share = TILE / size;
       for (int token = rank * share + warp; token < (rank + 1) * share; token += CONSUMERS / 32) {
         float4 v[MOST_SEGMENTS];
@@ -102,11 +102,11 @@ __device__ __forceinline__ void linear_split(const TensorMap& weight, const Tens
   meet_cluster();  // a sheet is read until here
 }
 
-#define LINEAR_FP8_SPLIT(T)                                                                                            \
-  extern "C" __global__ void __launch_bounds__(FEEDERS + CONSUMERS, 1) linear_fp8_split_##T(                           \
-      const __grid_constant__ TensorMap weight, const __grid_constant__ TensorMap x, const u8* weight_scale,           \
-      const u8* x_scale, T* y, int rows, int tokens, int blocks, int stages, int group) {                 \
-    linear_split<T>(weight, x, weight_scale, x_scale, y, {rows, tokens, blocks, 1}, {stages, 1, group});   \
+#define LINEAR_FP8_SPLIT(T)                                                                                          \
+  extern "C" __global__ void __launch_bounds__(FEEDERS + CONSUMERS, 1) linear_fp8_split_##T(                         \
+      const __grid_constant__ TensorMap weight, const __grid_constant__ TensorMap x, const u8* weight_scale,         \
+      const u8* x_scale, T* y, int rows, int tokens, int blocks, int groups, int stages, int width) {                \
+    linear_split<T>(weight, x, weight_scale, x_scale, y, {rows, tokens, blocks, 1, groups}, stages, width);          \
   }
 
 LINEAR_FP8_SPLIT(bf16)

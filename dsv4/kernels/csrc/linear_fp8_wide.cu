@@ -4,17 +4,17 @@
 //         within a segment, then segment by segment. Tiles, clusters and the order of the tiles change none.
 // Form    a block takes tiles of 128 rows of weights (M) and 128 or 256 tokens (N). Two groups of four warps have 64 rows
 //         each: while one scales and adds, the tensor cores work for the other. Four more warps bring weights, tokens and
-//         the products of both scales. Blocks of a cluster share rows or tokens; where tiles are few (`_split`), each has
-//         a segment of the columns instead, and all of them add up what comes out.
+//         the products of both scales. Where tiles are few (`_split`), each block of a cluster has a segment of the columns,
+//         and all of them add up what comes out.
 // Ceiling a multiprocessor multiplies 64 x 128 x 128 in 256 cycles, a tile of 128 tokens in 512. In those
 //         - the groups read 8 KB of weights, 16 KB of tokens and 8 KB worth of scales each, and the copies write 32 KB: 704
 //           cycles at 128 bytes, 73 % of the tensor cores' peak; with 256 tokens 80 %. (If all of that shares one port.)
 //         - each group has 64 multiplications and 8 loads a thread: about 80 cycles of 256, behind the other's products.
-//         - the second cache gives 32 KB, less where blocks share: at 6 TB/s that allows 770 TFLOP/s to blocks alone, 1,020
-//           to pairs and 1,540 to two by two; with 256 tokens 1,020 and 1,540 to pairs.
+//         - the second cache gives 32 KB: at 6 TB/s that allows 770 TFLOP/s; with 256 tokens 1,020.
 // Measured on an H100 (bench/results/2026-11-27-linear-wide.jsonl): 8,192 tokens at 69 to 76 % of what cuBLASLt reaches with
-//         8,192 x 8,192 (1,265 TFLOP/s). Pairs gain nothing, so it is not the second cache; clusters of four take twice the
-//         time, for 32 of them do not run at once.
+//         8,192 x 8,192 (1,265 TFLOP/s).
+// Tried   clusters whose blocks share rows or tokens: pairs gain nothing, so it is not the second cache; fours take twice
+//         the time, for 32 of them do not run at once.
 //
 // arch: sm_90a
 #include "common/linear_wide.cuh"
@@ -70,81 +70,76 @@ __device__ __forceinline__ void store(const float (&sum)[D], const TensorMap& y,
   }
 }
 
-// All segments of a tile in one block.
+// All segments of a tile in one block. width: tiles of tokens that are taken together.
 template <int PIECES, bool SEVERAL, class T>
 __device__ __forceinline__ void linear(const TensorMap& weight, const TensorMap& x, const TensorMap& y,
-                                       const u8* weight_scale, const u8* x_scale, const Sizes& s, const Plan& plan) {
+                                       const u8* weight_scale, const u8* x_scale, const Sizes& s, int stages, int width) {
   static_assert(PIECES == 1 || !SEVERAL, "three arrays of sums do not fit");
   DYNAMIC_SHARED(__align__(1024) u8, memory);
   __shared__ Barrier full[MOST_STAGES], empty[MOST_STAGES];
-  const int rank = cluster_rank(), size = cluster_size();
-  const Tiles<PIECES * TILE> tiles(s, size / plan.across, plan.across, plan.group);
-  const int cluster = blockIdx.x / size, clusters = gridDim.x / size;
-  u8* const buffers = memory + plan.stages * Ring<PIECES>::BYTES;
-  Ring<PIECES> ring{full, empty, memory, reinterpret_cast<float*>(buffers + 2 * BUFFER), plan.stages};
+  const Tiles<PIECES * TILE> tiles(s, width);
+  const int start = blockIdx.x, step = gridDim.x;
+  u8* const buffers = memory + stages * Ring<PIECES>::BYTES;
+  Ring<PIECES> ring{full, empty, memory, reinterpret_cast<float*>(buffers + 2 * BUFFER), stages};
   pdl_trigger();
   if (threadIdx.x == 0) {
-    for (int i = 0; i < plan.stages; i++) full[i].init(3), empty[i].init(CONSUMERS / 32 * size);
+    for (int i = 0; i < stages; i++) full[i].init(FILLS), empty[i].init(CONSUMERS / 32);
     fence_barriers();
   }
-  __syncwarp();
-  meet_cluster();
+  __syncthreads();
   if (threadIdx.x < FEEDERS) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 48;");
-    feed<PIECES>(ring, weight, x, weight_scale, x_scale, s, {tiles, cluster, clusters, rank, 0, s.blocks});
-  } else {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-    pdl_wait();
-    const int group = threadIdx.x / GROUP - 1, lane = threadIdx.x % 32;
-    u8* const own = buffers + group * BUFFER;
-    for (int tile = cluster; tile < tiles.count(); tile += clusters) {
-      float part[D], sum[PIECES][D], all[SEVERAL ? D : 1];
-      const int segments = SEVERAL ? s.segments : 1;
-      for (int segment = 0; segment < segments; segment++) {
-        const int first = segment * s.blocks / segments, last = (segment + 1) * s.blocks / segments;
+    feed<PIECES>(ring, weight, x, weight_scale, x_scale, s, {tiles, start, step, 0, s.blocks});
+    return;
+  }
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+  pdl_wait();
+  const int group = threadIdx.x / GROUP - 1, lane = threadIdx.x % 32;
+  u8* const own = buffers + group * BUFFER;
+  for (int tile = start; tile < tiles.count(); tile += step) {
+    float part[D], sum[PIECES][D], all[SEVERAL ? D : 1];
+    const int segments = SEVERAL ? s.segments : 1;
+    for (int segment = 0; segment < segments; segment++) {
+      const int first = segment * s.blocks / segments, last = (segment + 1) * s.blocks / segments;
 #pragma unroll
-        for (int piece = 0; piece < PIECES; piece++)
+      for (int piece = 0; piece < PIECES; piece++)
 #pragma unroll
-          for (int i = 0; i < D; i++) sum[piece][i] = 0;
-        for (int b = first; b < last; b++) {
-          ring.await_full();
+        for (int i = 0; i < D; i++) sum[piece][i] = 0;
+      for (int b = first; b < last; b++) {
+        ring.await_full();
 #pragma unroll
-          for (int piece = 0; piece < PIECES; piece++) {
-            multiply(part, ring.weights() + group * (PIECE / 2), ring.tokens() + piece * PIECE);
-            promote(sum[piece], part, ring.scales() + piece * TILE);
-          }
-          __syncwarp();
-          if (lane < size) ring.empty[ring.stage].arrive_in(lane);
-          ring.next();
+        for (int piece = 0; piece < PIECES; piece++) {
+          multiply(part, ring.weights() + group * (PIECE / 2), ring.tokens() + piece * PIECE);
+          promote(sum[piece], part, ring.scales() + piece * TILE);
         }
-        if constexpr (SEVERAL) {
-#pragma unroll
-          for (int i = 0; i < D; i++) all[i] = segment ? all[i] + sum[0][i] : segments > 1 ? 0.0f + sum[0][i] : sum[0][i];
-        }
+        __syncwarp();
+        if (lane == 0) ring.empty[ring.stage].arrive();
+        ring.next();
       }
-      Place at = tiles(tile, rank);
-      at.row += group * GROUP_ROWS;
       if constexpr (SEVERAL) {
-        store<T>(all, y, at, s, own);
-      } else {
 #pragma unroll
-        for (int piece = 0; piece < PIECES; piece++, at.token += TILE)
-          store<T>(sum[piece], y, at, s, own);
+        for (int i = 0; i < D; i++) all[i] = segment ? all[i] + sum[0][i] : segments > 1 ? 0.0f + sum[0][i] : sum[0][i];
       }
     }
-    if (threadIdx.x % GROUP == 0) stores_written();
-    __syncwarp();
+    Place at = tiles(tile);
+    at.row += group * GROUP_ROWS;
+    if constexpr (SEVERAL) {
+      store<T>(all, y, at, s, own);
+    } else {
+#pragma unroll
+      for (int piece = 0; piece < PIECES; piece++, at.token += TILE) store<T>(sum[piece], y, at, s, own);
+    }
   }
-  meet_cluster();  // nothing comes to a block that has left
+  if (threadIdx.x % GROUP == 0) stores_written();
 }
 
-#define LINEAR_FP8_WIDE(T, NAME, PIECES, SEVERAL)                                                                      \
-  extern "C" __global__ void __launch_bounds__(FEEDERS + CONSUMERS, 1) linear_fp8_##NAME##_##T(                        \
+#define LINEAR_FP8_WIDE(T, NAME, PIECES, SEVERAL)                                                                         \
+  extern "C" __global__ void __launch_bounds__(FEEDERS + CONSUMERS, 1) linear_fp8_##NAME##_##T(                           \
       const __grid_constant__ TensorMap weight, const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap y, \
-      const u8* weight_scale, const u8* x_scale, int rows, int tokens, int blocks, int segments, int stages,           \
-      int across, int group) {                                                                                         \
-    linear<PIECES, SEVERAL, T>(weight, x, y, weight_scale, x_scale, {rows, tokens, blocks, segments},                  \
-                               {stages, across, group});                                                               \
+      const u8* weight_scale, const u8* x_scale, int rows, int tokens, int blocks, int segments, int groups, int stages,  \
+      int width) {                                                                                                        \
+    linear<PIECES, SEVERAL, T>(weight, x, y, weight_scale, x_scale, {rows, tokens, blocks, segments, groups}, stages,     \
+                               width);                                                                                    \
   }
 
 LINEAR_FP8_WIDE(bf16, wide128, 1, true)

@@ -8,47 +8,41 @@ constexpr int TILE = 128;             // rows, tokens of a piece, columns
 constexpr int PIECE = TILE * TILE;    // bytes
 constexpr int FEEDERS = 128, GROUP = 128, CONSUMERS = 2 * GROUP;  // threads
 constexpr int GROUP_ROWS = 64, D = 64;                            // of a group's product; its sums in a thread
-constexpr int MOST_STAGES = 8;
+constexpr int MOST_STAGES = 8, FILLS = 2 + 32;  // who arrives at a full stage: two copies, a warp of scales
 
+// groups: of rows, each of which has columns of its own of every token.
 struct Sizes {
-  int rows, tokens, blocks, segments;
-};
-
-// What changes the time alone. across: blocks of a cluster side by side on tokens, which share weights. group: tiles of
-// tokens that are taken together, for all rows.
-struct Plan {
-  int stages, across, group;
+  int rows, tokens, blocks, segments, groups;
 };
 
 struct Place {
   int row, token;
 };
 
-// The tiles of the clusters, each `down` x `across` tiles of blocks.
+// The tiles, `width` of tokens taken together, for all rows.
 template <int TOKENS>
 struct Tiles {
-  int down, across, high, wide, group;
+  int high, wide, width;
 
-  __device__ Tiles(const Sizes& s, int down, int across, int group)
-      : down(down), across(across), high((s.rows + down * TILE - 1) / (down * TILE)),
-        wide((s.tokens + across * TOKENS - 1) / (across * TOKENS)), group(group) {}
+  __device__ Tiles(const Sizes& s, int width)
+      : high((s.rows + TILE - 1) / TILE), wide((s.tokens + TOKENS - 1) / TOKENS), width(width) {}
   __device__ int count() const { return high * wide; }
-  __device__ Place operator()(int tile, int rank) const {
-    const int first = tile / (group * high) * group, rest = tile - first * high, width = min(group, wide - first);
-    return {(rest / width * down + rank / across) * TILE, ((first + rest % width) * across + rank % across) * TOKENS};
+  __device__ Place operator()(int tile) const {
+    const int first = tile / (width * high) * width, rest = tile - first * high, beside = min(width, wide - first);
+    return {rest / beside * TILE, (first + rest % beside) * TOKENS};
   }
 };
 
-// The blocks of columns from `first` to `last` of every tile of one block of a cluster.
+// The blocks of columns from `first` to `last` of every `step`th tile from `start` on.
 template <int TOKENS>
 struct Walk {
   const Tiles<TOKENS>& tiles;
-  int cluster, clusters, rank, first, last;
+  int start, step, first, last;
 
   template <class Visit>
   __device__ __forceinline__ void operator()(Visit visit) const {
-    for (int tile = cluster; tile < tiles.count(); tile += clusters) {
-      const Place at = tiles(tile, rank);
+    for (int tile = start; tile < tiles.count(); tile += step) {
+      const Place at = tiles(tile);
       for (int b = first; b < last; b++) visit(at, b);
     }
   }
@@ -108,54 +102,43 @@ __device__ __forceinline__ constexpr int scale_place(int token) {
 template <int PIECES>
 __device__ __forceinline__ void feed(Ring<PIECES> ring, const TensorMap& weight, const TensorMap& x, const u8* weight_scale,
                                      const u8* x_scale, const Sizes& s, const Walk<PIECES * TILE>& each) {
-  const Tiles<PIECES * TILE>& tiles = each.tiles;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, size = tiles.down * tiles.across;
-  const int i = each.rank / tiles.across, j = each.rank % tiles.across;
-  if (warp == 0 && lane == 0) {
-    const u32 beside = ((1u << tiles.across) - 1) << i * tiles.across;  // the blocks that have our rows
-    const int part = TILE / tiles.across;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int group_rows = s.rows / s.groups, x_blocks = s.groups * s.blocks;
+  if (warp == 0 && lane == 0)
     each([&](Place at, int b) {
       ring.await_empty();
       ring.full[ring.stage].arrive_expecting(PIECE);
-      u8* const to = ring.weights() + j * part * ROW_BYTES;
-      copy_box_to(to, weight, b * TILE, at.row + j * part, ring.full[ring.stage], tiles.across > 1 ? beside : 0);
+      copy_box(ring.weights(), weight, b * TILE, at.row, ring.full[ring.stage]);
       ring.next();
     });
-  }
   pdl_wait();
-  if (warp == 1 && lane == 0) {
-    u32 below = 0;  // the blocks that have our tokens
-    for (int r = j; r < size; r += tiles.across) below |= 1u << r;
-    const int part = PIECES * TILE / tiles.down;
+  if (warp == 1 && lane == 0)
     each([&](Place at, int b) {
       ring.await_empty();
       ring.full[ring.stage].arrive_expecting(PIECES * PIECE);
-      u8* const to = ring.tokens() + i * part * ROW_BYTES;
-      copy_box_to(to, x, b * TILE, at.token + i * part, ring.full[ring.stage], tiles.down > 1 ? below : 0);
+      const int column = (at.row / group_rows * s.blocks + b) * TILE;
+      copy_box(ring.tokens(), x, column, at.token, ring.full[ring.stage]);
       ring.next();
     });
-  }
   if (warp >= 2) {
     int turn = 0;
     each([&](Place at, int b) {
       if ((turn++ & 1) == (warp & 1)) {
-        const int row = min(at.row, s.rows - 1) / TILE;  // of a tile beyond the last too
-        const float by = ue8m0_float(weight_scale[static_cast<i64>(row) * s.blocks + b]);
+        const float by = ue8m0_float(weight_scale[static_cast<i64>(at.row / TILE) * s.blocks + b]);
 #pragma unroll 1
         for (int piece = 0; piece < PIECES; piece++) {
           const int token = at.token + piece * TILE + lane;
-          const u8* from = x_scale + static_cast<i64>(token) * s.blocks + b;
+          const u8* from = x_scale + static_cast<i64>(token) * x_blocks + at.row / group_rows * s.blocks + b;
           float found[4];
 #pragma unroll
-          for (int q = 0; q < 4; q++, from += 32 * s.blocks)
+          for (int q = 0; q < 4; q++, from += 32 * x_blocks)
             found[q] = token + 32 * q < s.tokens ? ue8m0_float(*from) * by : 0.0f;
           if (piece == 0) ring.await_empty();
           float* const to = ring.scales() + piece * TILE + scale_place(lane);
 #pragma unroll
           for (int q = 0; q < 4; q++) to[q * scale_place(32)] = found[q];
         }
-        __syncwarp();
-        if (lane == 0) ring.full[ring.stage].arrive();
+        ring.full[ring.stage].arrive();  // every lane for itself: what it wrote is then seen by whoever waits
       }
       ring.next();
     });

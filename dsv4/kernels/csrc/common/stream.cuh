@@ -47,17 +47,6 @@ struct Barrier {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(&word)), "r"(count) : "memory");
   }
   __device__ void arrive() { arrive_at(shared_address(&word)); }
-  // At the barrier in this place of a block of the cluster, which may be ours.
-  __device__ void arrive_in(int rank) {
-    asm volatile(
-        "{\n"
-        ".reg .b32 there;\n"
-        "mapa.shared::cluster.u32 there, %0, %1;\n"
-        "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
-        "}" ::"r"(shared_address(&word)),
-        "r"(rank)
-        : "memory");
-  }
   // So that who waits by `wait_cluster` sees what was written before: a fence of hundreds of cycles.
   __device__ void release_at(int rank) {
     asm volatile(
@@ -144,26 +133,6 @@ __device__ __forceinline__ void copy_box(void* to, const TensorMap& map, int col
           shared_address(to)),
       "l"(reinterpret_cast<u64>(&map)), "r"(column), "r"(row), "r"(shared_address(&done.word))
       : "memory");
-}
-
-// The same box to one place, and to one barrier, of every block of the cluster whose bit is set; to our own if none is.
-__device__ __forceinline__ void copy_box_to(void* to, const TensorMap& map, int column, int row, Barrier& done,
-                                            u32 blocks) {
-  const u32 place = shared_address(to), barrier = shared_address(&done.word);
-  const u64 from = reinterpret_cast<u64>(&map);
-  if (blocks) {
-    asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster "
-        "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(place),
-        "l"(from), "r"(column), "r"(row), "r"(barrier), "h"(static_cast<u16>(blocks))
-        : "memory");
-  } else {
-    asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
-        "[%0], [%1, {%2, %3}], [%4];" ::"r"(place),
-        "l"(from), "r"(column), "r"(row), "r"(barrier)
-        : "memory");
-  }
 }
 
 // The other way: a box from shared memory, less what lies beyond the matrix. The thread that stores it commits, and waits
