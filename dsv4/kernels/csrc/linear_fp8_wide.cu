@@ -78,7 +78,6 @@ __device__ __forceinline__ void linear(const TensorMap& weight, const TensorMap&
   DYNAMIC_SHARED(__align__(1024) u8, memory);
   __shared__ Barrier full[MOST_STAGES], empty[MOST_STAGES];
   const Tiles<PIECES * TILE> tiles(s, width);
-  const int start = blockIdx.x, step = gridDim.x;
   u8* const buffers = memory + stages * Ring<PIECES>::BYTES;
   Ring<PIECES> ring{full, empty, memory, reinterpret_cast<float*>(buffers + 2 * BUFFER), stages};
   pdl_trigger();
@@ -89,14 +88,14 @@ __device__ __forceinline__ void linear(const TensorMap& weight, const TensorMap&
   __syncthreads();
   if (threadIdx.x < FEEDERS) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 48;");
-    feed<PIECES>(ring, weight, x, weight_scale, x_scale, s, {tiles, start, step, 0, s.blocks});
+    feed<PIECES>(ring, weight, x, weight_scale, x_scale, s, {tiles, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x), 0, s.blocks});
     return;
   }
   asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
   pdl_wait();
   const int group = threadIdx.x / GROUP - 1, lane = threadIdx.x % 32;
   u8* const own = buffers + group * BUFFER;
-  for (int tile = start; tile < tiles.count(); tile += step) {
+  for (int tile = blockIdx.x; tile < tiles.count(); tile += gridDim.x) {
     float part[D], sum[PIECES][D], all[SEVERAL ? D : 1];
     const int segments = SEVERAL ? s.segments : 1;
     for (int segment = 0; segment < segments; segment++) {
