@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -23,23 +22,16 @@ from dsv4.kernels import matmul
 
 TOKENS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
 MATRICES = SHAPES | {"flash head": (129_280, 4096)}
-_CHOSEN = matmul.few
+CHOICE = (matmul.tile_rows, matmul.few, matmul._PASSES)
 
 
-def forced(form: str) -> Any:
-    """`matmul.few` that gives tiles of so many rows, or none, whatever the matrix."""
-    own = _CHOSEN.__wrapped__
-
-    def few(n: int, k: int, tokens: int, machine: matmul.Machine) -> matmul.Few | None:
-        if form == "many":
-            return None
-        chosen = own(2**30 if form == "few 16" else 1, k, tokens, machine)
-        if chosen is None:
-            raise KernelError("no room")
-        tiles = -(-n // chosen.rows)
-        return chosen._replace(blocks=min(tiles, chosen.blocks if form == "few 16" else 2 * machine.processors))
-
-    return few
+def force(form: str) -> None:
+    """Tiles of so many rows for few tokens, or the form for many, whatever the matrix; or "chosen"."""
+    matmul.tile_rows, matmul.few, matmul._PASSES = CHOICE  # type: ignore[misc]
+    if form == "many":
+        matmul.few = lambda *_: None  # type: ignore[assignment]
+    elif form != "chosen":
+        matmul.tile_rows, matmul._PASSES = (lambda *_: int(form.split()[1])), 2**30  # type: ignore[assignment, misc]
 
 
 def main() -> None:
@@ -48,7 +40,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="only matrices whose name has this in it")
     asked = parser.parse_args()
     prepare()
-    device, passes = torch.device("cuda", 0), matmul._PASSES
+    device = torch.device("cuda", 0)
     for name, (rows, columns) in MATRICES.items():
         if asked.only not in name:
             continue
@@ -59,8 +51,7 @@ def main() -> None:
             calls = [partial(matmul.product, *one) for one in copies] * -(-16 // len(copies))
             found[str(tokens)] = {}
             for form in ("few 8", "few 16", "many", "chosen"):
-                matmul.few = _CHOSEN if form == "chosen" else forced(form)  # type: ignore[assignment]
-                matmul._PASSES = passes if form == "chosen" else 2**30  # type: ignore[misc]
+                force(form)
                 try:
                     found[str(tokens)][form] = round(1e6 * in_graph(calls, 7).seconds, 2)
                 except KernelError:

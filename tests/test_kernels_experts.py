@@ -16,7 +16,7 @@ from dsv4.kernels import experts
 from dsv4.ops.moe import Route
 from dsv4.quant.tensor import QTensor
 from tests import shim
-from tests.shim.build import CSRC
+from tests.shim.build import hopper
 
 kernels.install()
 CASES = {case.name: case for case in listed.cases() if case.size in ("small", "full") and not case.refusable}
@@ -25,14 +25,7 @@ QUICK = ("0 tokens", "1 tokens", "3 tokens", "9 tokens", "odd scales", "scales f
 
 @pytest.fixture(scope="session")
 def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sources, where the headers of the machine are those of tests/shim/hopper."""
-    csrc = tmp_path_factory.mktemp("hopper") / "csrc"
-    shutil.copytree(CSRC, csrc)
-    for header in (Path(shim.__file__).parent / "hopper").iterdir():
-        shutil.copy(header, csrc / "common" / header.name)
-    text = (csrc / "experts.cu").read_text()
-    (csrc / "experts.cu").write_text(text.replace("DYNAMIC_SHARED(__align__(1024) u8,", "DYNAMIC_SHARED(u8,"))
-    return csrc
+    return hopper(tmp_path_factory.mktemp("hopper"))
 
 
 def wrong(case: Case, csrc: Path, order: int) -> list[str]:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsv4.check.cases.linear import GROUPED, SHAPES, _given, _given_groups
+from dsv4.check.cases import grouped
+from dsv4.check.cases.linear import SHAPES, _given
 from dsv4.check.contract import placed
 from dsv4.check.metrics import differing
 from dsv4.kernels import linear, linear_wide
@@ -31,7 +32,7 @@ def test_every_matrix_of_the_releases_fits(shape: tuple[int, int]) -> None:
         assert smem + 1024 <= WHOLE
 
 
-@pytest.mark.parametrize("shape", GROUPED.values(), ids=GROUPED)
+@pytest.mark.parametrize("shape", grouped.SHAPES.values(), ids=grouped.SHAPES)
 def test_a_group_has_clusters_of_its_own(shape: tuple[int, int, int]) -> None:
     rows, columns, groups = shape
     form = linear.form(rows, columns, groups)
@@ -137,7 +138,7 @@ def test_no_plan_changes_a_bit(given: Plan, alone: tuple[QTensor, QTensor, int, 
 def test_groups_have_the_bits_of_matrices_by_themselves(tokens: int) -> None:
     """However many clusters one of them has."""
     run = grouped_scaled_matmul.implementations["fused"].run
-    x, weight, groups, dtype = placed(_given_groups(tokens, 3072, 2304, 3, torch.float32), torch.device("cuda"))
+    x, weight, groups, dtype = placed(grouped.given(tokens, 3072, 2304, 3, torch.float32), torch.device("cuda"))
     parts = zip(x.data.chunk(3, 1), x.scale.chunk(3, 1), weight.data.chunk(3), weight.scale.chunk(3), strict=True)
     alone = [
         product([QTensor(data.contiguous(), scale.contiguous(), x.format)], QTensor(w, by, weight.format))

@@ -22,7 +22,7 @@ MATRICES = SHAPES | {"flash head": (129_280, 4096), "pro head": (129_280, 7168),
 @pytest.mark.parametrize("shape", MATRICES.values(), ids=MATRICES)
 def test_every_form_fits(shape: tuple[int, int], machine: matmul.Machine) -> None:
     for tokens in range(1, 9):
-        form = matmul.few(*shape, tokens, machine)
+        form = matmul.few(matmul.tile_rows(shape[0], machine), *shape, tokens, machine)
         if form is not None:
             assert 1 <= form.stages <= 24
             assert form.smem + 1024 <= WHOLE[machine]
@@ -30,7 +30,7 @@ def test_every_form_fits(shape: tuple[int, int], machine: matmul.Machine) -> Non
     for tokens in (1, 16, 17, 40, 128, 8192):
         wide, stages, smem = matmul.many(tokens, shape[1], machine)
         assert wide >= min(tokens, 128)
-        assert 3 <= stages <= 16
+        assert 2 <= stages <= 16
         assert smem + 1024 <= WHOLE[machine]
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dsv4.ops.op import Explained
 
 _SIMT: Final = {
+    "grouped_linear": ("fused",),
     "head": ("fused",),
     "matmul": ("fused",),
     "mhc_head": ("fused",),

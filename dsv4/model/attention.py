@@ -69,8 +69,8 @@ class Attention:
         self.heads, self.groups = config.num_attention_heads, config.o_groups
         self.rope_dims, self.eps = config.qk_rope_head_dim, config.rms_norm_eps
         self.wq_a, self.wq_b, self.wkv = (scope.matrix(name) for name in ("wq_a", "wq_b", "wkv"))
-        stored, self.wo_b = scope.matrix("wo_a"), scope.matrix("wo_b")
-        self.wo_a, self.round_groups = dense(stored), rounds.group_output if isinstance(stored, QTensor) else none
+        self.wo_a, self.wo_b = scope.matrix("wo_a"), scope.matrix("wo_b")
+        self.round_groups = rounds.group_output if isinstance(self.wo_a, QTensor) else none
         self.q_norm, self.kv_norm = Norm(scope, "q_norm", config), Norm(scope, "kv_norm", config)
         self.sink = scope.wide("attn_sink")
         self.compressor = _compressor(scope.sub("compressor")) if ratio else None

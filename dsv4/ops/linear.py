@@ -94,12 +94,13 @@ def grouped_scaled_matmul(x: QTensor, weight: QTensor, groups: int, dtype: torch
 
 
 @op
-def grouped_linear(x: Tensor, weight: Tensor) -> Tensor:
+def grouped_linear(x: Tensor, weight: Tensor | QTensor) -> Tensor:
     """The first half of the output projection: each group of heads has a matrix of its own.
 
     x: [T, G, K] (the heads of a group concatenated); weight: [G * R, K], row block g belongs to group g; returns
-    [T, G * R] in x.dtype. The reference runs this product in BF16 on activations that nothing has rounded.
+    [T, G * R] in x.dtype. The reference runs this product in BF16 on activations that nothing has rounded, and widens
+    a quantised weight.
     """
     groups = x.shape[1]
-    blocks = weight.view(groups, -1, weight.shape[1])
+    blocks = dense(weight).view(groups, -1, weight.shape[1])
     return torch.cat([matmul(x[:, g], blocks[g]) for g in range(groups)], dim=1).type(x.dtype)

@@ -2,7 +2,8 @@
 
     shim.launch("norm.cu", "rms_norm_bf16_1", grid, block, x, weight, y, rows, eps)
 
-takes CPU tensors (or None), ints and floats, as the kernel declares them, and writes into the tensors. Every tensor
+takes CPU tensors (or None), ints and floats, as the kernel declares them, and writes into the tensors. A tensor map
+(bytes) is read where its matrix lies, without fences. Every tensor
 lies between fences for the time of the call, shared memory is poisoned before each block, and a fault of the kernel
 raises `Fault` with the source line. `order` is the order in which the threads of a block run: 0 upwards, 1 downwards,
 else a random one of that seed; a right kernel gives the same bits in all of them.
@@ -53,7 +54,15 @@ class _Entry(ctypes.Structure):
     )
 
 
-_C_TYPES = {"i": ctypes.c_int32, "l": ctypes.c_int64, "f": ctypes.c_float}
+def _map(content: bytes) -> Any:
+    """A tensor map, at a multiple of 64 bytes as kernels demand."""
+    room = (ctypes.c_ubyte * (len(content) + 64))()
+    placed = (ctypes.c_ubyte * len(content)).from_buffer(room, -ctypes.addressof(room) % 64)
+    placed[:] = content
+    return placed
+
+
+_C_TYPES = {"i": ctypes.c_int32, "l": ctypes.c_int64, "f": ctypes.c_float, "m": _map}
 
 
 def launch(
@@ -61,7 +70,7 @@ def launch(
     name: str,
     grid: int,
     block: int,
-    *args: Tensor | int | float | None,
+    *args: Tensor | int | float | bytes | None,
     smem: int = 0,
     order: int = 0,
     blocks: tuple[int, int] | None = None,
@@ -87,7 +96,7 @@ def launch(
 
 def _check(entry: _Entry, block: int, args: tuple[Any, ...]) -> None:
     name, wanted = entry.name.decode(), entry.letters.decode()
-    kinds = {Tensor: "p", type(None): "p", bool: "il", int: "il", float: "f"}
+    kinds = {Tensor: "p", type(None): "p", bool: "il", int: "il", float: "f", bytes: "m"}
     found = [next((kind for type_, kind in kinds.items() if isinstance(arg, type_)), "?") for arg in args]
     if len(found) != len(wanted) or any(letter not in kind for letter, kind in zip(wanted, found, strict=True)):
         raise Fault(f"{name} takes {wanted}, not {' '.join(found)}")
@@ -193,7 +202,7 @@ def machine(
     `sanitized`. idle: launches are noted, and nothing runs. Memory from `torch.empty` holds ones in all its bits until
     it is written: NaN. A machine of two multiprocessors, so that blocks have to walk over the rows.
     """
-    from dsv4.kernels import rows
+    from dsv4.kernels import rows, tiles
     from dsv4.kernels.launch import Kernel
 
     ran: list[str] = []
@@ -219,6 +228,7 @@ def machine(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Kernel, "__call__", call)
         patch.setattr(rows, "multiprocessors", lambda device: 2)
+        patch.setattr(tiles, "_made", lambda *given: struct.pack("6Q80x", *given))
         patch.setattr(torch, "empty", poisoned)
         yield ran
 

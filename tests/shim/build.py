@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -120,3 +121,14 @@ def source_line(path: Path, message: str) -> str:
     command = ["addr2line", "-i", "-s", "-e", str(path), found[1]]
     lines = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
     return f"{message} ({' < '.join(line.split()[0] for line in lines if '?' not in line)})"
+
+
+def hopper(folder: Path) -> Path:
+    """A copy of the sources in which tests/shim/hopper plays barriers, copy engines and tensor cores."""
+    csrc = folder / "csrc"
+    shutil.copytree(CSRC, csrc)
+    for header in (_HERE / "hopper").iterdir():
+        shutil.copy(header, csrc / "common" / header.name)
+    for source in csrc.glob("*.cu"):
+        source.write_text(source.read_text().replace("DYNAMIC_SHARED(__align__(1024) u8,", "DYNAMIC_SHARED(u8,"))
+    return csrc

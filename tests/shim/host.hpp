@@ -59,11 +59,12 @@ void call(void (*function)(P...), void** arguments) {
   call(function, arguments, std::index_sequence_for<P...>());
 }
 
-// One letter a parameter: p pointer, i 32-bit and l 64-bit integer, f float; ? what a launch cannot pass.
+// One letter a parameter: p pointer, i 32-bit and l 64-bit integer, f float, m tensor map; ? what a launch cannot pass.
 template <class T>
 constexpr char letter() {
   if (std::is_pointer_v<T>) return 'p';
   if (std::is_same_v<T, float>) return 'f';
+  if (std::is_class_v<T> && sizeof(T) == 128) return 'm';
   if (std::is_integral_v<T>) return sizeof(T) == 4 ? 'i' : sizeof(T) == 8 ? 'l' : '?';
   return '?';
 }

@@ -12,7 +12,7 @@ from torch import Tensor
 from dsv4.check.cases.inputs import BF16, FP32, INF, NAN, normal
 from dsv4.check.contract import Arguments, Case, Size
 from dsv4.check.metrics import Bound, Bounds
-from dsv4.ops.linear import grouped_scaled_matmul, scaled_matmul
+from dsv4.ops.linear import scaled_matmul
 from dsv4.ops.quantize import quantize
 from dsv4.quant.formats import FP8_BLOCK, FP8_ROW
 from dsv4.quant.tensor import QTensor
@@ -35,8 +35,6 @@ SHAPES = {
     "pro shared w2": (7168, 3072),
     "pro wq_a wkv": (2048, 7168),
 }
-# rows, columns and groups of wo_a: each group of heads has columns of its own
-GROUPED = {"flash wo_a": (8192, 4096, 8), "flash wo_a of 8": (1024, 4096, 1), "pro wo_a": (16384, 4096, 16)}
 MANY = (64, 128, 512, 4096, 8192)  # tokens of a chunk, timed
 
 
@@ -47,20 +45,7 @@ def exact(given: Arguments, found: Any) -> Tensor:
     return y.to(dtype)
 
 
-def exact_groups(given: Arguments, found: Any) -> Tensor:
-    """In FP64, rounded once."""
-    x, weight, groups, dtype = given
-    parts = x.values().double().unflatten(1, (groups, -1))
-    blocks = weight.values().double().unflatten(0, (groups, -1))
-    return torch.einsum("tgk,grk->tgr", parts, blocks).flatten(1).to(dtype)
-
-
 def cases() -> Iterator[Case]:
-    yield from _whole()
-    yield from _grouped()
-
-
-def _whole() -> Iterator[Case]:
     case = partial(Case, op=scaled_matmul, tokens=(0,), bounds=NEAR, oracle=exact, oracle_bounds=NEAR)
     for name, dtype in (("fp32", FP32), ("bf16", BF16)):
         for tokens, rows, columns in ((1, 64, 128), (3, 128, 256), (8, 192, 1024), (0, 128, 128)):
@@ -99,43 +84,13 @@ def _whole() -> Iterator[Case]:
             yield case(name=f"{label} {tokens}", make=make, size=size, bench=label, flops=flops)
 
 
-def _grouped() -> Iterator[Case]:
-    case = partial(
-        Case, op=grouped_scaled_matmul, tokens=(0,), bounds=NEAR, oracle=exact_groups, oracle_bounds=NEAR
-    )  # fmt: skip
-    for tokens, rows, columns, groups in (
-        (1, 256, 128, 2),
-        (5, 768, 256, 3),
-        (0, 256, 128, 2),
-        (3, 1024, 2304, 4),
-        (20, 2048, 4096, 8),
-        (40, 1024, 1024, 8),
-        (130, 768, 2048, 3),
-        (300, 512, 4096, 2),
-    ):
-        for name, dtype in (("fp32", FP32), ("bf16", BF16)):
-            make = partial(_given_groups, tokens, rows, columns, groups, dtype)
-            size: Size = "small" if columns < 1024 else "full"
-            yield case(name=f"{tokens} x {groups} of {rows // groups} x {columns} {name}", make=make, size=size)
-    make = partial(_given_groups, 2, 192, 128, 3, BF16)
-    yield case(name="groups of half a tile", make=make, refusable=True)
-    for label, (rows, columns, groups) in GROUPED.items():
-        for tokens in (1, 16, *(() if label.endswith("of 8") else MANY)):
-            make = partial(_given_groups, tokens, rows, columns, groups, BF16)
-            size = "big" if tokens < MANY[0] else "timed"
-            yield case(name=f"{label} {tokens}", make=make, size=size, bench=label, flops=2 * tokens * rows * columns)
-
-
-def _given_groups(tokens: int, rows: int, columns: int, groups: int, dtype: torch.dtype) -> Arguments:
-    return rows_of(tokens, groups * columns), matrix(rows, columns), groups, dtype
+def _given(tokens: int, rows: int, columns: int, dtype: torch.dtype) -> Arguments:
+    return rows_of(tokens, columns), matrix(rows, columns), dtype
 
 
 def rows_of(tokens: int, columns: int) -> QTensor:
+    """Activations as they are stored."""
     return quantize.reference(normal("x", tokens, columns, dtype=BF16), FP8_ROW)
-
-
-def _given(tokens: int, rows: int, columns: int, dtype: torch.dtype) -> Arguments:
-    return rows_of(tokens, columns), matrix(rows, columns), dtype
 
 
 def matrix(rows: int, columns: int) -> QTensor:

@@ -83,18 +83,15 @@ __device__ __forceinline__ void linear_fp8(const Product<T>& p) {
     const int b = i / (NT * 8), t = i / 8 % NT, piece = i % 8;
     const bool there = t < p.tokens;
     const u8* const from = p.x + (column_of(there ? t : 0) + b) * BLOCK_COLUMNS + 16 * piece;
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
-                     shared_address(tokens + (b * NT + t) * ROW_BYTES + 16 * (piece ^ (t & 7)))),
-                 "l"(from), "r"(there ? 16 : 0)
-                 : "memory");
+    copy16(tokens + (b * NT + t) * ROW_BYTES + 16 * (piece ^ (t & 7)), from, there);
   }
   for (int i = threadIdx.x; i < count * NT; i += WORKERS) {
     const int b = i / NT, t = i % NT;
     scale[i] = t < p.tokens ? ue8m0_float(p.x_scale[column_of(t) + b]) : 0.0f;
   }
-  asm volatile("cp.async.wait_all;" ::: "memory");
+  copies_done();
   fence_shared();
-  asm volatile("bar.sync 1, 128;" ::: "memory");
+  meet<WORKERS>(1);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = 16 * warp + lane / 4, column = lane % 4 * 2;
   constexpr int D = NT / 2;
   int stage = 0, round = 0, done = 0;  // done: the oldest stage that is not given back

@@ -49,3 +49,29 @@ inline void copy_run(void* to, const void* from, int bytes, Barrier& done) {
   done.came(bytes);
 }
 inline void copy_run(void* to, const void* from, int bytes, Barrier& done, u64) { copy_run(to, from, bytes, done); }
+
+inline void copy16(void* to, const void* from, bool there) {
+  if ((reinterpret_cast<u64>(to) | reinterpret_cast<u64>(from)) & 15) simt::fail("a copy that is not aligned");
+  there ? std::memcpy(to, from, 16) : std::memset(to, 0, 16);
+}
+inline void copies_done() {}
+
+// As tests/shim makes it of what the driver is asked for: bytes of a row, and from row to row; rows and bytes of a box.
+struct alignas(64) TensorMap {
+  u64 address, rows, wide, apart, box_rows, box_bytes, unused[10];
+};
+
+inline void copy_box(void* to, const TensorMap& map, int column, int row, Barrier& done) {
+  if (reinterpret_cast<u64>(to) & 15) simt::fail("a box that is not aligned");
+  for (u64 r = 0; r < map.box_rows; r++) {
+    for (u64 byte = 0; byte < map.box_bytes; byte++) {
+      const u64 y = row + r, x = column + byte;  // what is negative is far beyond
+      const u8* const from = reinterpret_cast<const u8*>(map.address + y * map.apart + x);
+      static_cast<u8*>(to)[r * 128 + 16 * (byte / 16 ^ r % 8) + byte % 16] = y < map.rows && x < map.wide ? *from : 0;
+    }
+  }
+  done.came(static_cast<int>(map.box_rows * map.box_bytes));
+}
+inline void copy_box(void* to, const TensorMap& map, int column, int row, Barrier& done, u64) {
+  copy_box(to, map, column, row, done);
+}
