@@ -10,10 +10,12 @@ from torch import Tensor
 
 from dsv4.kernels import linear_wide
 from dsv4.kernels.launch import Kernel, need
-from dsv4.kernels.rows import NAMES
+from dsv4.kernels.quantize import MOST, quantize_rows
+from dsv4.kernels.rows import NAMES, refuse_format, refuse_rows
 from dsv4.kernels.tiles import tensor_map
-from dsv4.ops.linear import grouped_scaled_matmul, scaled_matmul
+from dsv4.ops.linear import grouped_scaled_matmul, linear, scaled_matmul
 from dsv4.quant.formats import FP8_BLOCK, FP8_ROW
+from dsv4.quant.rounding import FP8, Rounding
 from dsv4.quant.tensor import QTensor
 
 # As csrc/linear_fp8.cu has them.
@@ -84,8 +86,20 @@ def _refuse(x: QTensor, weight: QTensor, dtype: torch.dtype) -> str | None:
 def _refuse_groups(x: QTensor, weight: QTensor, groups: int, dtype: torch.dtype) -> str | None:
     if not x.data.is_cuda:
         return f"x is on {x.device}"
-    if x.format is not FP8_ROW or weight.format is not FP8_BLOCK:
-        return f"x is {x.format.name} and the weight {weight.format.name}"
+    if x.format is not FP8_ROW:
+        return f"x is {x.format.name}"
+    return _refuse_matrix(weight, groups, dtype)
+
+
+def _refuse_linear(x: Tensor, weight: Tensor | QTensor, rounding: Rounding) -> str | None:
+    if not isinstance(weight, QTensor) or rounding is not FP8:
+        return "the weight is dense, or x not rounded to E4M3 by 128"
+    return refuse_format(FP8_ROW) or refuse_rows("x", x, MOST.get(x.dtype, 0)) or _refuse_matrix(weight, 1, x.dtype)
+
+
+def _refuse_matrix(weight: QTensor, groups: int, dtype: torch.dtype) -> str | None:
+    if weight.format is not FP8_BLOCK:
+        return f"the weight is {weight.format.name}"
     if dtype not in NAMES:
         return f"no kernel gives {str(dtype).removeprefix('torch.')}"
     rows, columns = weight.shape
@@ -101,6 +115,12 @@ def _refuse_groups(x: QTensor, weight: QTensor, groups: int, dtype: torch.dtype)
 @scaled_matmul.impl("fused", accepts=_refuse)
 def _scaled_matmul(x: QTensor, weight: QTensor, dtype: torch.dtype) -> Tensor:
     return _grouped_scaled_matmul(x, weight, 1, dtype)
+
+
+@linear.impl("fused", accepts=_refuse_linear)
+def _linear(x: Tensor, weight: Tensor | QTensor, rounding: Rounding) -> Tensor:
+    assert isinstance(weight, QTensor)
+    return _scaled_matmul(quantize_rows(x, FP8_ROW), weight, x.dtype)
 
 
 @grouped_scaled_matmul.impl("fused", accepts=_refuse_groups)

@@ -12,9 +12,10 @@ from torch import Tensor
 from dsv4.check.cases.inputs import BF16, FP32, INF, NAN, normal
 from dsv4.check.contract import Arguments, Case, Size
 from dsv4.check.metrics import Bound, Bounds
-from dsv4.ops.linear import scaled_matmul
+from dsv4.ops.linear import linear, scaled_matmul
 from dsv4.ops.quantize import quantize
 from dsv4.quant.formats import FP8_BLOCK, FP8_ROW
+from dsv4.quant.rounding import FP8
 from dsv4.quant.tensor import QTensor
 
 # The tensor cores of Hopper add E4M3 products in about 14 bits; a sum of FP32 rounds to BF16 twice as far off.
@@ -46,6 +47,11 @@ def exact(given: Arguments, found: Any) -> Tensor:
 
 
 def cases() -> Iterator[Case]:
+    yield from _product()
+    yield from _whole_layer()
+
+
+def _product() -> Iterator[Case]:
     case = partial(Case, op=scaled_matmul, tokens=(0,), bounds=NEAR, oracle=exact, oracle_bounds=NEAR)
     for name, dtype in (("fp32", FP32), ("bf16", BF16)):
         for tokens, rows, columns in ((1, 64, 128), (3, 128, 256), (8, 192, 1024), (0, 128, 128)):
@@ -82,6 +88,30 @@ def cases() -> Iterator[Case]:
             size: Size = "big" if tokens < MANY[0] else "timed"
             flops = 2 * tokens * rows * columns
             yield case(name=f"{label} {tokens}", make=make, size=size, bench=label, flops=flops)
+
+
+def _whole_layer() -> Iterator[Case]:
+    """The quantiser in front of the product."""
+    case = partial(
+        Case, op=linear, tokens=(0,), bounds=NEAR, oracle=_exact_layer, oracle_bounds=NEAR
+    )  # fmt: skip
+    for name, dtype in (("fp32", FP32), ("bf16", BF16)):
+        for tokens, rows, columns in ((1, 64, 128), (3, 128, 384), (0, 128, 128), (40, 192, 1024)):
+            make = partial(_layer, tokens, rows, columns, dtype)
+            yield case(name=f"whole, {tokens} x {rows} x {columns} {name}", make=make)
+    for label in ("flash wo_b", "pro wo_b"):
+        for tokens in (1, 16, MANY[-1]):
+            make = partial(_layer, tokens, *SHAPES[label], BF16)
+            yield case(name=f"whole, {label} {tokens}", make=make, size="timed", bench=f"{label}, quantised before")
+
+
+def _layer(tokens: int, rows: int, columns: int, dtype: torch.dtype) -> Arguments:
+    return normal("x", tokens, columns, dtype=dtype), matrix(rows, columns), FP8
+
+
+def _exact_layer(given: Arguments, found: Any) -> Tensor:
+    x, weight, _ = given
+    return exact((quantize.reference(x, FP8_ROW), weight, x.dtype), found)
 
 
 def _given(tokens: int, rows: int, columns: int, dtype: torch.dtype) -> Arguments:
