@@ -12,6 +12,7 @@ BENCH ?= bench/results/$(shell date -u +%F)-ops.jsonl
 SOAK ?= bench/results/$(shell date -u +%F)-soak.jsonl
 REQUESTS ?= 10000
 SIDE_BY_SIDE ?= 4
+OP ?=
 MODEL ?= tiny
 TRAIN ?=
 
@@ -26,7 +27,8 @@ help:
 	@echo "make test   lint, types and the everyday tests (sets up $(TEST_VENV) on first use)"
 	@echo "make ci     all that runs without a GPU, the slow tests too"
 	@echo "make soak   REQUESTS=$(REQUESTS) clients of every kind against one server, in minutes; the record goes into $(SOAK)"
-	@echo "make gpu    on a GPU: its tests, sanitizers, every case, times (records in bench/results), with the $(PYTHON) that has torch"
+	@echo "make gpu    on a GPU: its tests, sanitizers, every case, times (records in bench/results), with the $(PYTHON) that has torch;"
+	@echo "            OP=linear,moe and the like: only these families of cases"
 	@echo "make train  train MODEL=$(MODEL) with the $(PYTHON) that has torch (training/README.md)"
 	@echo "make deep61 unpack the model of 61 layers to training/build/deep61/model"
 	@echo "make lint   ruff and mypy"
@@ -50,17 +52,22 @@ lint: $(TEST_VENV)/.ready
 	$(TEST_VENV)/bin/ruff check .
 	$(TEST_VENV)/bin/mypy
 
-# The cases of the contract are judged once, by `dsv4 check`. What fails does not keep the rest from being seen.
+# The cases of the contract are judged once, by `dsv4 check`. What fails does not keep the rest from being seen. OP names
+# families of cases, with commas: then only what is about them.
+comma := ,
+FAMILIES = $(subst $(comma), ,$(OP))
+GPU_TESTS = $(if $(OP),$(wildcard $(FAMILIES:%=tests/test_kernels_%*.py)),`grep -l mark.gpu tests/test_*.py`)
+
 gpu:
 	@$(PYTHON) -c "import torch; raise SystemExit(not torch.cuda.is_available())" 2>/dev/null \
 		|| { echo "make gpu: $(PYTHON) has no torch that sees a GPU; name one that does with PYTHON=..." >&2; exit 1; }
 	@command -v $(SANITIZER) >/dev/null || { echo "make gpu: no $(SANITIZER) on the PATH; it comes with CUDA's toolkit" >&2; exit 1; }
 	@failed=; \
 	run() { echo "$$*"; "$$@" || failed="$$failed $$*;"; }; \
-	run $(PYTHON) -m pytest -n $(SIDE_BY_SIDE) -m gpu -k "not keep_the_contract" `grep -l mark.gpu tests/test_*.py`; \
-	run env SANITIZER=$(SANITIZER) $(PYTHON) -m tests.sanitizers --json $(SANITIZED); \
-	run $(PYTHON) -m dsv4.cli.main check --device cuda; \
-	run $(PYTHON) -m dsv4.cli.main bench ops --out $(BENCH); \
+	test -z "$(GPU_TESTS)" || run $(PYTHON) -m pytest -n $(SIDE_BY_SIDE) -m gpu -k "not keep_the_contract" $(GPU_TESTS); \
+	run env SANITIZER=$(SANITIZER) $(PYTHON) -m tests.sanitizers $(FAMILIES) --json $(SANITIZED); \
+	run $(PYTHON) -m dsv4.cli.main check $(FAMILIES) --device cuda; \
+	run $(PYTHON) -m dsv4.cli.main bench ops $(FAMILIES) --out $(BENCH); \
 	test -z "$$failed" || { echo "make gpu: failed:$$failed" >&2; exit 1; }
 
 train:

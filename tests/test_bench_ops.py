@@ -126,7 +126,7 @@ def test_every_line_says_where_it_was_measured() -> None:
 
 @pytest.mark.gpu
 def test_a_gpu_times_calls_in_a_graph() -> None:
-    chosen = [case for case in timed("norm", "rms_norm") if "flash" in case.name]
+    chosen = [case for case in timed("norm", op="rms_norm") if "flash" in case.name]
     found = list(measure(chosen, device_for("cuda"), 3))
     assert {one.implementation for one in found} == {"fused"}
     assert all(one.timing.how.startswith("graph") for one in found)

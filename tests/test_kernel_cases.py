@@ -233,7 +233,7 @@ def test_the_command_prints_a_line_for_each_case(capsys: pytest.CaptureFixture[s
 
 def test_the_command_sums_up_by_op(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     few = [case for case in cases("kv") if case.name == "no token bf16" or case.name == "no token"]
-    monkeypatch.setattr("dsv4.check.cases.cases", lambda family: few)
+    monkeypatch.setattr("dsv4.check.cases.cases", lambda *families: few)
     code, out, _ = run(capsys, "--device", "cpu")
     assert code == 0
     assert re.search(r"write_kv +│ 1 cases", out)
@@ -248,7 +248,7 @@ def test_the_command_says_what_is_wrong_and_fails(
         for case in cases("norm")
         if case.name == "1 x 256 bf16" and case.op.name == "rms_norm"
     ]
-    monkeypatch.setattr("dsv4.check.cases.cases", lambda family: broken)
+    monkeypatch.setattr("dsv4.check.cases.cases", lambda *families: broken)
     code, out, err = run(capsys, "norm", "--device", "cpu")
     assert code == 1
     assert "1 WRONG" in out

@@ -81,9 +81,9 @@ class Measured(NamedTuple):
         return line
 
 
-def timed(family: str | None = None, op: str | None = None, only: str = "") -> list[Case]:
+def timed(*families: str, op: str | None = None, only: str = "") -> list[Case]:
     """The cases that have a named size."""
-    return [case for case in cases(family) if case.bench and op in (None, case.op.name) and only in case.name]
+    return [case for case in cases(*families) if case.bench and op in (None, case.op.name) and only in case.name]
 
 
 def measure(chosen: Sequence[Case], device: torch.device, samples: int = SAMPLES) -> Iterator[Measured]:

@@ -7,6 +7,7 @@ from typing import Final
 
 from dsv4.check.cases import experts, grouped, head, kv, linear, matmul, mhc, norm, quantize, rope, route, swiglu
 from dsv4.check.contract import Case
+from dsv4.errors import RequestError
 
 FAMILIES: Final[Mapping[str, Callable[[], Iterator[Case]]]] = {
     "norm": norm.cases,
@@ -24,6 +25,9 @@ FAMILIES: Final[Mapping[str, Callable[[], Iterator[Case]]]] = {
 }
 
 
-def cases(family: str | None = None) -> list[Case]:
-    """The cases of one family, or of all."""
-    return [case for name, listed in FAMILIES.items() if family in (None, name) for case in listed()]
+def cases(*families: str) -> list[Case]:
+    """The cases of these families, or of all. RequestError for a name that is none."""
+    for name in families:
+        if name not in FAMILIES:
+            raise RequestError("there is no such family of cases", got=name, wanted=" or ".join(FAMILIES))
+    return [case for name in families or FAMILIES for case in FAMILIES[name]()]
