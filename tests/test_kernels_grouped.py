@@ -35,7 +35,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forms, "_machine", lambda device: forms.Machine(3, 228 << 10))
+    monkeypatch.setattr(forms, "machine_of", lambda device: forms.Machine(3, 228 << 10))
 
 
 def wrong(case: Case, csrc: Path, order: int = 0) -> list[str]:

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsv4.check.cases import grouped
+from dsv4.check.cases import grouped, mixed
 from dsv4.check.cases.linear import SHAPES, _given
 from dsv4.check.contract import placed
 from dsv4.check.metrics import differing
-from dsv4.kernels import linear, linear_wide
+from dsv4.kernels import linear, linear_mixed, linear_wide, matmul
 from dsv4.kernels.linear_wide import Plan
-from dsv4.ops.linear import grouped_scaled_matmul, scaled_matmul
+from dsv4.ops.linear import grouped_scaled_matmul, scaled_matmul, shared_input
 from dsv4.quant.tensor import QTensor
 
 WHOLE = 227 << 10  # bytes of shared memory that a block of Hopper can have
@@ -44,6 +44,20 @@ def test_a_group_has_clusters_of_its_own(shape: tuple[int, int, int]) -> None:
         stages, smem = linear.memory(form, columns, tokens)
         assert 4 <= stages <= 12
         assert smem + 1024 <= WHOLE
+
+
+@pytest.mark.parametrize("shape", mixed.SHAPES.values(), ids=mixed.SHAPES)
+def test_two_matrices_of_one_launch_have_blocks_of_about_equal_work(shape: tuple[int, int, int]) -> None:
+    dense, stored, columns = shape
+    plan, machine = linear_mixed.plan(dense, stored, columns), matmul.Machine(linear.MULTIPROCESSORS, 228 << 10)
+    form, few = plan.form, matmul.few(plan.rows, dense, columns, 1, machine)
+    assert few is not None
+    assert form.clusters * form.turns * 64 >= stored
+    assert plan.dense % form.segments == 0
+    assert form.segments * form.clusters + plan.dense <= 2 * linear.MULTIPROCESSORS + form.segments
+    work = [64 * columns // form.segments * form.turns, -(-dense // plan.rows // plan.dense) * plan.rows * columns * 2]
+    assert max(work) <= 1.5 * (stored + 2 * dense) * columns / (2 * linear.MULTIPROCESSORS) + 64 * columns
+    assert max(few.smem, linear.memory(form, columns, 8)[1]) + 2048 <= 114 << 10
 
 
 def test_segments_follow_from_the_shape_alone() -> None:
@@ -145,3 +159,15 @@ def test_groups_have_the_bits_of_matrices_by_themselves(tokens: int) -> None:
         for data, scale, w, by in parts
     ]
     assert differing(run(x, weight, groups, dtype), torch.cat(alone, 1)) == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", mixed.SHAPES.values(), ids=mixed.SHAPES)
+def test_one_launch_has_the_bits_of_two(shape: tuple[int, int, int]) -> None:
+    run = shared_input.implementations["fused"].run
+    for tokens in (1, 2, 5, 8, 9):
+        x, rows, dense, stored = placed(mixed._given(tokens, *shape), torch.device("cuda"))
+        found = run(x, rows, dense, stored)
+        assert differing(found.dense, matmul.product(x, dense)) == 0, tokens
+        alone = scaled_matmul.implementations["fused"].run(rows, stored, torch.bfloat16)
+        assert differing(found.stored, alone) == 0, tokens

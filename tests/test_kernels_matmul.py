@@ -79,6 +79,6 @@ def test_no_machine_changes_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = matmul.product(x, weight)
     machines = (matmul.Machine(20, 228 << 10), matmul.Machine(300, 100 << 10), matmul.Machine(7, 150 << 10))
     for machine in machines:
-        monkeypatch.setattr(matmul, "_machine", lambda device, machine=machine: machine)
+        monkeypatch.setattr(matmul, "machine_of", lambda device, machine=machine: machine)
         for tokens in (1, 3, 8, 16, 32, 64, 128):
             assert not differing(matmul.product(x[:tokens], weight), wanted[:tokens]), (machine, tokens)

@@ -38,10 +38,11 @@ _SIMT: Final = {
     "unit_rms": ("fused",),
     "write_kv": ("fused",),
 }
+_HOPPER: Final = ("grouped_scaled_matmul", "linear", "routed_experts", "scaled_matmul", "shared_input")
 # The only place where the choice stands: architecture -> op -> implementations, the best first. "unfused" is the op's
 # own body over the kernels of the smaller ops, and stands where these leave nothing to plain PyTorch.
 PREFER: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = dict.fromkeys(ARCHITECTURES, _SIMT) | {
-    "sm_90a": _SIMT | dict.fromkeys(("grouped_scaled_matmul", "linear", "routed_experts", "scaled_matmul"), ("fused",)),
+    "sm_90a": _SIMT | dict.fromkeys(_HOPPER, ("fused",)),
 }
 # Libraries beside our kernels, which are judged and timed with them but run only where they are named: a row of theirs
 # has other bits in other company.
@@ -63,6 +64,7 @@ def _register() -> None:
         kv,
         linear,
         linear_library,
+        linear_mixed,
         matmul,
         mhc,
         moe,

@@ -19,9 +19,9 @@ from dsv4.quant.rounding import FP8, Rounding
 from dsv4.quant.tensor import QTensor
 
 # As csrc/linear_fp8.cu has them.
-_TILE_ROWS: Final = 64
+TILE_ROWS: Final = 64
 _COLUMNS: Final = 128
-_TILE_BYTES: Final = _TILE_ROWS * _COLUMNS
+_TILE_BYTES: Final = TILE_ROWS * _COLUMNS
 _THREADS: Final = 160
 _INBOXES: Final = 4
 _TOKENS: Final = (8, 16, 32)  # the kernels' own numbers; more tokens are taken in several turns
@@ -54,7 +54,7 @@ class Form(NamedTuple):
 @lru_cache
 def form(rows: int, columns: int, groups: int = 1) -> Form:
     """Segments of about eight tiles, and as many clusters as find room: by bench/linear_forms.py."""
-    tiles, blocks = rows // _TILE_ROWS // groups, columns // _COLUMNS
+    tiles, blocks = rows // TILE_ROWS // groups, columns // _COLUMNS
     segments = 1
     while segments < _LARGEST and blocks // (2 * segments) >= 8:
         segments *= 2
@@ -71,7 +71,7 @@ def memory(form: Form, columns: int, tokens: int) -> tuple[int, int]:
     """
     most = -(-(columns // _COLUMNS) // form.segments)
     inboxes = -(-form.turns // form.segments) * form.segments if form.segments > 1 else 0
-    floats = most * tokens + inboxes * _TILE_ROWS * tokens + form.turns * most
+    floats = most * tokens + inboxes * TILE_ROWS * tokens + form.turns * most
     fixed = most * tokens * _COLUMNS + 4 * floats
     crowded = form.segments > 1 and form.segments * form.clusters > MULTIPROCESSORS
     rings = [(_SHARED // beside - _RESERVED - fixed) // _TILE_BYTES for beside in (3, 2)]
@@ -103,7 +103,7 @@ def _refuse_matrix(weight: QTensor, groups: int, dtype: torch.dtype) -> str | No
     if dtype not in NAMES:
         return f"no kernel gives {str(dtype).removeprefix('torch.')}"
     rows, columns = weight.shape
-    high = _TILE_ROWS if groups == 1 else linear_wide.TILE  # no tile belongs to two groups
+    high = TILE_ROWS if groups == 1 else linear_wide.TILE  # no tile belongs to two groups
     if rows % (high * groups) or columns % _COLUMNS or not rows * columns:
         return f"{groups} matrices of {rows / groups:g} x {columns}: wanted multiples of {high} and {_COLUMNS}"
     chosen = form(rows, columns, groups)
@@ -142,13 +142,13 @@ def _grouped_scaled_matmul(x: QTensor, weight: QTensor, groups: int, dtype: torc
 def few(x: QTensor, weight: QTensor, y: Tensor, groups: int = 1) -> None:
     """y [T, rows] of x [T, groups * K] and weight [rows, K], up to 32 tokens at a time."""
     tokens, (rows, columns) = x.shape[0], weight.shape
-    tiles, chosen = tensor_map(weight.data, _TILE_ROWS, _COLUMNS), form(rows, columns, groups)
+    tiles, chosen = tensor_map(weight.data, TILE_ROWS, _COLUMNS), form(rows, columns, groups)
     for start in range(0, tokens, _TOKENS[-1]):
         part = slice(start, start + _TOKENS[-1])
         count = min(tokens - start, _TOKENS[-1])
         wide = next(t for t in _TOKENS if t >= count)
         given = (tiles, weight.scale, x.data[part], x.scale[part], y[part])
         stages, smem = memory(chosen, columns, wide)
-        sizes = (rows // _TILE_ROWS, columns // _COLUMNS, count, groups, stages)
+        sizes = (rows // TILE_ROWS, columns // _COLUMNS, count, groups, stages)
         grid = chosen.segments * chosen.clusters
         _KERNELS[y.dtype, wide](grid, _THREADS, *given, *sizes, smem=smem, cluster=chosen.segments, pdl=True)

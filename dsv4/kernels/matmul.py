@@ -123,7 +123,7 @@ def many(tokens: int, k: int, machine: Machine, stored: Stored = _BF16) -> tuple
 
 
 @lru_cache
-def _machine(device: torch.device) -> Machine:
+def machine_of(device: torch.device) -> Machine:
     found = torch.cuda.get_device_properties(device)
     return Machine(rows.multiprocessors(device), found.shared_memory_per_multiprocessor)
 
@@ -163,7 +163,7 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
 def _launch(forms: Forms, weight: Tensor, scale: Tensor | None, x: Tensor, y: Tensor, groups: int) -> None:
     """y [T, N] of x [T, G * K] by the tensor cores; of weight [N, K] each N / G rows have K columns of their own."""
     need(weight, "weight", device=x.device, align=16)
-    x, machine, tokens, (height, columns) = aligned(x), _machine(x.device), len(x), weight.shape
+    x, machine, tokens, (height, columns) = aligned(x), machine_of(x.device), len(x), weight.shape
     parts = -(-tokens // _FEW_TOKENS)
     if parts == 1 or height * parts <= _PASSES:
         rows = tile_rows(height, machine) if forms is _DENSE else 16

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -78,6 +80,23 @@ def scaled_matmul(x: QTensor, weight: QTensor, dtype: torch.dtype) -> Tensor:
     `fp8_gemm`. A NaN scale of a row makes all of the row NaN.
     """
     return matmul_rows(x.values(), dense(weight)).type(dtype)
+
+
+class Products(NamedTuple):
+    """What two matrices make of one input."""
+
+    dense: Tensor  # [T, N] FP32
+    stored: Tensor  # [T, M]
+
+
+@op
+def shared_input(x: Tensor, rows: QTensor, dense: Tensor, stored: QTensor) -> Products:
+    """The products of one input with all matrices that read it, those of a kind one below another.
+
+    x: [T, K], and `rows`, the same as it is stored; dense: [N, K] reads x (of a compressor, of the indexer's, and the
+    weights of its heads), stored: [M, K] reads `rows` (wq_a and wkv). As `matmul`, and as `scaled_matmul` in x.dtype.
+    """
+    return Products(matmul(x, dense), scaled_matmul(rows, stored, x.dtype))
 
 
 @op

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
-from dsv4.check.cases import experts, grouped, head, kv, linear, matmul, mhc, norm, quantize, rope, route, swiglu
+from dsv4.check.cases import experts, grouped, head, kv, linear, matmul, mhc, mixed, norm, quantize, rope, route, swiglu
 from dsv4.check.contract import Case
 from dsv4.errors import RequestError
 
@@ -18,6 +18,7 @@ FAMILIES: Final[Mapping[str, Callable[[], Iterator[Case]]]] = {
     "mhc": mhc.cases,
     "linear": linear.cases,
     "grouped": grouped.cases,
+    "mixed": mixed.cases,
     "matmul": matmul.cases,
     "head": head.cases,
     "route": route.cases,
