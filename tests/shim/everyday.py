@@ -15,7 +15,7 @@ from tests import shim
 from tests.shim.build import CSRC
 from tests.shim.probes import PROBES
 
-TENSOR_CORES = ("linear", "experts")  # families of kernels that threads cannot play
+TENSOR_CORES = ("attend", "linear", "experts")  # families of kernels that threads cannot play
 
 
 @cache

@@ -131,3 +131,10 @@ __device__ __forceinline__ T* opaque(T* p) {
 #endif
   return p;
 }
+
+__device__ __forceinline__ u32 opaque(u32 x) {
+#ifdef __CUDA_ARCH__
+  asm volatile("" : "+r"(x));
+#endif
+  return x;
+}
