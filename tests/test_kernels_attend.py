@@ -2,73 +2,128 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from dsv4 import kernels
 from dsv4.check.cases import attend as listed
-from dsv4.check.contract import Case, judge
+from dsv4.check.contract import placed
 from dsv4.check.metrics import differing
 from dsv4.kernels import attention
-from dsv4.kernels.attention import Plan
+from dsv4.kernels.attention import Plan, plan
 from dsv4.ops.attention import attend
 from tests import shim
 from tests.shim.build import CSRC
+from tests.shim.everyday import on_hopper, played, problems
 
-kernels.install()
-CASES = {case.label: case for case in listed.cases() if case.size in ("small", "full") and not case.refusable}
-SMALL = [label for label, case in CASES.items() if case.size == "small"]
-
-
-@pytest.fixture(scope="session")
-def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sources, where the headers of the machine are those of tests/shim/hopper."""
-    csrc = tmp_path_factory.mktemp("hopper") / "csrc"
-    shutil.copytree(CSRC, csrc)
-    for header in (Path(shim.__file__).parent / "hopper").iterdir():
-        shutil.copy(header, csrc / "common" / header.name)
-    return csrc
-
-
-def wrong(case: Case, csrc: Path, order: int | None = None) -> list[str]:
-    with shim.machine(order=order, csrc=csrc, clusters=True) as ran:
-        found = judge(case, case.op.implementations["fused"].run)
-    assert ran or not len(case.make()[0])
-    return [f"{v.check} {v.leaf} {v.distance}" for v in found if not v.ok]
+WHOLE = 227 << 10  # bytes of shared memory that a block can have
+SMALL = [label for label, case in played().items() if case.size == "small" and case.name != "no token"]
+FULL = [label for label, case in played().items() if case.size == "full"]
 
 
 @pytest.mark.parametrize("label", SMALL)
-def test_a_case(label: str, played: Path) -> None:
-    assert wrong(CASES[label], played) == []
+def test_a_case(label: str) -> None:
+    """Memory, the same bits in another order of threads, a token alone, reference and oracle."""
+    assert problems(label) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("label", FULL)
+def test_a_case_of_full_size(label: str) -> None:
+    assert problems(label) == []
+
+
+def test_no_token_is_no_launch() -> None:
+    with shim.machine(csrc=on_hopper(CSRC), clusters=True):
+        assert attend.implementations["fused"].run(*played()["attend: no token"].make()).shape == (0, 4, 512)
 
 
 def forms(entries: int) -> list[Plan]:
     """All that `plan` may choose from, and clusters of other sizes."""
     strands = min(-(-entries // 64), 32)
     sizes = [blocks for blocks in range(2, 17) if -(-strands // blocks) <= 2 and blocks <= strands]
-    alone = [1] if -(-entries // 64) <= 32 else []
-    return [Plan(heads, blocks, -(-strands // blocks) if blocks > 1 else 1) for heads in (16, 32) for blocks in (*alone, *sizes)]
+    shapes = [(1, 1)] * (entries <= 2048) + [(blocks, -(-strands // blocks)) for blocks in sizes]
+    made = [Plan(heads, *shape) for heads in (16, 32) for shape in shapes]
+    return [form for form in made if form.smem <= WHOLE]
 
 
-FORMS = ("attend: 32 heads, 64 + 70 rows", "attend: absent entries", "attend: a token without entries", "attend: huge scores")
-
-
-def in_form(form: Plan, case: Case, csrc: Path, monkeypatch: pytest.MonkeyPatch, order: int = 0) -> torch.Tensor:
+def in_form(form: Plan, given: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch, order: int = 0) -> Tensor:
     monkeypatch.setattr(attention, "plan", lambda *sizes: form)
-    with shim.machine(order=order, csrc=csrc, clusters=True):
-        return attend.implementations["fused"].run(*case.make())
+    with shim.machine(order=order, csrc=on_hopper(CSRC), clusters=True):
+        return attend.implementations["fused"].run(*given)
 
 
-@pytest.mark.parametrize("label", FORMS)
-def test_no_form_changes_a_bit(label: str, played: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+FORMS = (
+    ("32 heads, 64 + 70 rows", 5),
+    ("absent entries", 5),
+    ("a token without entries", 5),
+    ("huge scores", 5),
+    pytest.param("4 heads, 5 + 2200 rows", 1, marks=pytest.mark.slow),
+    pytest.param("32 heads, 128 + 1024 rows", 10, marks=pytest.mark.slow),
+)
+
+
+@pytest.mark.parametrize(("name", "least"), FORMS)
+def test_no_form_changes_a_bit(name: str, least: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles of 16 and of 32 heads, strands on one block and on many, in three orders of the threads."""
-    case = CASES[label]
-    entries = case.make()[2].shape[1] + case.make()[4].shape[1]
-    found = [
-        in_form(form, case, played, monkeypatch, shim.ORDERS[number % 3]) for number, form in enumerate(forms(entries))
-    ]
-    assert len(found) >= 6
-    assert [number for number, one in enumerate(found) if differing(one, found[0])] == []
+    given = played()[f"attend: {name}"].make()
+    chosen = forms(given[2].shape[1] + given[4].shape[1])
+    assert len(chosen) >= least
+    found = [in_form(form, given, monkeypatch, shim.ORDERS[number % 3]) for number, form in enumerate(chosen)]
+    assert [form for form, one in zip(chosen, found, strict=True) if differing(one, found[0])] == []
+
+
+@pytest.mark.parametrize("more", [1, 60, 300, pytest.param(2500, marks=pytest.mark.slow)])
+def test_absent_entries_behind_change_no_bit(more: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the longest sequence of a step says how long all lists are: other chunks, strands and blocks."""
+    q, near, near_rows, far, far_rows, *rest = played()["attend: rows listed twice"].make()
+    entries = near_rows.shape[1] + far_rows.shape[1]
+    wanted = in_form(forms(entries)[0], (q, near, near_rows, far, far_rows, *rest), monkeypatch)
+    longer = torch.nn.functional.pad(far_rows, (0, more), value=-1)
+    for form in forms(entries + more)[:: 3 if more < 1000 else 9]:
+        assert not differing(in_form(form, (q, near, near_rows, far, longer, *rest), monkeypatch), wanted)
+
+
+@pytest.mark.parametrize("heads", [4, 8, 16, 32, 64, 128])
+@pytest.mark.parametrize("entries", [1, 128, 192, 640, 1152, 2048, 2049, 8320])
+def test_every_plan_fits(heads: int, entries: int) -> None:
+    """For one token and for thousands: shared memory, strands of a block, and a cluster's size."""
+    strands = min(-(-entries // 64), 32)
+    for tokens in (1, 2, 5, 16, 64, 500, 8192):
+        form = plan(tokens, heads, entries, 132)
+        assert form.smem <= WHOLE
+        assert form.blocks == form.slots == 1 or (form.blocks <= min(strands, 16) and form.slots <= 2)
+        assert form.blocks * form.slots >= strands or (form.blocks == 1 and entries <= 2048)
+
+
+def test_one_token_spreads_and_many_do_not() -> None:
+    assert plan(1, 64, 640, 132) == Plan(16, 10, 1)
+    assert plan(1, 64, 8320, 132) == Plan(16, 16, 2)
+    assert plan(64, 64, 640, 132) == Plan(32, 1, 1)
+    assert plan(64, 128, 1152, 132) == Plan(32, 1, 1)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("heads", "entries"), [(4, 130), (8, 640), (64, 640), (64, 192), (128, 1152), (16, 2200)])
+def test_no_form_and_no_company_changes_a_bit_on_a_gpu(
+    heads: int, entries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of lists that are longer than they have entries."""
+    q, near, near_rows, far, far_rows, sink, by = placed(
+        listed.given(9, heads, 100, entries - 100), torch.device("cuda")
+    )
+    far_rows[3, 7:] = far_rows[5, ::3] = -1
+    run = attend.implementations["fused"].run
+    whole = run(q, near, near_rows, far, far_rows, sink, by)
+    assert whole.isfinite().all()
+    for start, count in ((0, 1), (3, 1), (8, 1), (2, 5)):
+        rows = slice(start, start + count)
+        turn = type(by)(by.cos[rows], by.sin[rows])
+        assert not differing(run(q[rows], near, near_rows[rows], far, far_rows[rows], sink, turn), whole[rows])
+    longer = torch.nn.functional.pad(far_rows, (0, 700), value=-1)
+    assert not differing(run(q, near, near_rows, far, longer, sink, by), whole)
+    for form in forms(entries):
+        monkeypatch.setattr(attention, "plan", lambda *sizes, form=form: form)
+        assert not differing(run(q, near, near_rows, far, far_rows, sink, by), whole), form

@@ -19,13 +19,13 @@ from dsv4.quant.tensor import QTensor
 
 # As csrc/common/attend.cuh has them.
 _ROW: Final = KvRow(512, 64)
-_THREADS: Final = 256
+_THREADS: Final = 384
 _CHUNK: Final = 64  # entries
 _STRANDS: Final = 32
+_PITCH: Final = 520 * 4  # bytes from head to head of values
 _MOST_HEADS: Final = 1024
-_KERNELS: Final = {
-    16 * m: Kernel("attend.cu", f"attend_{m}", "p p l i p i p l i p i p p p i i p p p") for m in (1, 2)
-}
+_KERNELS: Final = {16 * m: Kernel("attend.cu", f"attend_{m}", "p p l i p i p l i p i p p p i i p p p") for m in (1, 2)}
+_WHOLE: Final = 227 << 10  # bytes of shared memory for a block
 _NEIGHBOURS: Final = 16  # multiprocessors that a cluster lies on
 # What a block's time is made of, in units of a chunk of 16 heads, as its instructions were counted.
 _START: Final = 2.0
@@ -43,11 +43,11 @@ class Plan(NamedTuple):
     @property
     def smem(self) -> int:
         """Bytes: `Memory` of the kernel, and the first of two strands."""
-        held, pitch = (8, 520) if self.heads == 16 else (6, 520)
-        raw = 2 * _CHUNK * (_ROW.row_bytes + 2 * _ROW.scale_bytes)
-        values = max(_CHUNK * 1024, self.heads * pitch * 4)
-        beside = self.heads * 128 + max(1, 8 - held) * self.heads * 128 + 4 * _CHUNK * 4 + self.heads * (64 + 16) + 16
-        return raw + values + beside + (self.slots - 1) * self.heads * pitch * 4
+        tiles = self.heads * 128
+        raw, wide = 3 * (_CHUNK // 2) * (_ROW.row_bytes + 2 * _ROW.scale_bytes), 2 * _CHUNK * 1024
+        queries = 3 * tiles
+        beside = 4 * _CHUNK // 2 * 4 + 2 * _CHUNK * 4 + self.heads * (64 + 16) + 64 + 16
+        return raw + wide + tiles + queries + beside + (self.slots - 1) * self.heads * _PITCH
 
 
 def plan(tokens: int, heads: int, entries: int, processors: int) -> Plan:
@@ -56,6 +56,7 @@ def plan(tokens: int, heads: int, entries: int, processors: int) -> Plan:
     strands = min(chunks, _STRANDS)
     spread = {blocks for blocks in (strands, -(-strands // 2)) if 1 < blocks <= _NEIGHBOURS}
     forms = [Plan(tile, blocks, -(-strands // blocks)) for tile in _COST for blocks in sorted(spread)]
+    forms = [form for form in forms if form.smem <= _WHOLE]
     if chunks <= _STRANDS:
         forms += [Plan(tile, 1, 1) for tile in _COST]
     return min(forms, key=lambda form: _time(form, tokens, heads, chunks, processors))

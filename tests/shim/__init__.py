@@ -84,7 +84,9 @@ def launch(
         values = [_C_TYPES.get(letter, ctypes.c_void_p)(a) for letter, a in zip(letters, addresses, strict=True)]
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
         first, last = blocks or (0, grid)
-        plan = _Launch(entry.contents.kernel, ctypes.addressof(pointers), grid, block, smem, first, last, order, cluster)
+        plan = _Launch(
+            entry.contents.kernel, ctypes.addressof(pointers), grid, block, smem, first, last, order, cluster
+        )
         if lib.simt_launch(ctypes.byref(plan)):
             raise Fault(f"{name}: {source_line(path, lib.simt_message().decode())}")
 
@@ -203,9 +205,7 @@ def machine(
     ran: list[str] = []
     orders, empty = cycle(ORDERS if order is None else (order,)), torch.empty
 
-    def call(
-        kernel: Kernel, grid: int, block: int, *args: Any, smem: int = 0, cluster: int = 0, **how: Any
-    ) -> None:
+    def call(kernel: Kernel, grid: int, block: int, *args: Any, smem: int = 0, cluster: int = 0, **how: Any) -> None:
         found = library(build(kernel.file, csrc, kernel=kernel.name)).simt_find(kernel.name.encode())
         if not found or found.contents.letters.decode() != kernel.signature:
             raise Fault(f"{kernel} is launched as {kernel.signature}, not as it is declared")

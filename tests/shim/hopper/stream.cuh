@@ -34,12 +34,13 @@ inline u64 evict_first() { return 0; }
 
 template <int THREADS>
 void meet(int number) {
-  static int here[16], turns[16];
-  const int turn = turns[number];
-  if (++here[number] == THREADS) {
-    here[number] = 0, turns[number]++;
+  static int all_here[16][16], all_turns[16][16];
+  int &here = all_here[simt::cluster_rank()][number], &turns = all_turns[simt::cluster_rank()][number];
+  const int turn = turns;
+  if (++here == THREADS) {
+    here = 0, turns++;
   } else {
-    while (turns[number] == turn) simt::give_way();
+    while (turns == turn) simt::give_way();
   }
 }
 

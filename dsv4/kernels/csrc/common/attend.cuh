@@ -1,67 +1,42 @@
 // The body of attend.cu's kernels.
 #pragma once
-#include "common/copy.cuh"
+#include "common/attend_rows.cuh"
 #include "common/formats.cuh"
 #include "common/heads.cuh"
-#include "common/mma.cuh"
-#include "common/pairs.cuh"
 #include "common/peers.cuh"
 
 namespace attend {
 
-constexpr int DIMS = 512, TURNED = 64, STRAIGHT = DIMS - TURNED;
-constexpr int ROW = STRAIGHT + 2 * TURNED, SCALES = 8;  // bytes of a stored row
-constexpr int RAW = (ROW + SCALES + 15) / 16 * 16;      // of it in shared memory
-constexpr int CHUNK = 64, THREADS = 256, WARPS = THREADS / 32, GROUPS = CHUNK / 8;
-constexpr int BOXES = DIMS / BOX_COLUMNS, BOX = CHUNK * BOX_BYTES;
-constexpr int STRANDS = 32;      // chunk c is of strand c mod 32
-constexpr u32 NONE = 0xFFFFFFFFu;
-constexpr int PITCH = DIMS + 8;  // floats from head to head of values, so that no two lanes meet in a bank
+constexpr int GROUPS = CHUNK / 8;
+constexpr int RING = 3;                  // halves of chunks in shared memory as they are stored
+constexpr int PITCH = DIMS + 8;          // floats from head to head of values, so that no two lanes meet in a bank
 constexpr float SCALE = 0x1.6a09e6p-5f;  // 512^-0.5
+enum Meeting { EVERYBODY = 1, OF_FEEDERS, OF_WORKERS };
 
-// Rows of a paged cache, and which of them each token attends to.
-struct List {
-  const u8* pages;
-  i64 page_bytes;
-  int page_rows;
-  const i64* rows;  // [tokens, count]
-  int count;
-};
-
-struct Lists {
-  List near, far;
-
-  __device__ int chunks() const { return (near.count + far.count + CHUNK - 1) / CHUNK; }
-
-  // The row that a token's entry names; NONE, and none behind the last.
-  __device__ u32 row(i64 token, int entry) const {
-    i64 found = -1;
-    if (entry < near.count) {
-      found = near.rows[token * near.count + entry];
-    } else if (entry - near.count < far.count) {
-      found = far.rows[token * far.count + entry - near.count];
-    }
-    return found < 0 ? NONE : static_cast<u32>(found);
-  }
-};
-
-// Boxes of queries that registers have room for; the others lie in shared memory.
+// Boxes of queries that registers have no room for: they lie in shared memory. Later compilers need more registers.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 1000
+constexpr int OUTSIDE = 1;
+#else
+constexpr int OUTSIDE = 3;
+#endif
+constexpr int MOST_OUTSIDE = 3;  // for which there is room anyway
 template <int HEADS>
-constexpr int HELD = HEADS > 16 ? BOXES - 2 : BOXES;
+constexpr int HELD = HEADS > 16 ? BOXES - OUTSIDE : BOXES;
 
 // Shared memory of tiles of HEADS heads.
 template <int HEADS>
 struct Memory {
-  u8 raw[2][CHUNK * RAW];
+  u8 raw[RING][HALF * RAW];
   union {
-    u8 kv[BOXES * BOX];
+    u8 kv[2][BOXES * BOX];
     float values[HEADS * PITCH];  // of the last strand of the block: its rows are no longer read
   };
-  u8 weights[HEADS * BOX_BYTES], queries[(BOXES - HELD<HEADS> + (HELD<HEADS> == BOXES)) * HEADS * BOX_BYTES];
-  int listed[4][CHUNK];
+  u8 weights[HEADS * BOX_BYTES], queries[MOST_OUTSIDE * HEADS * BOX_BYTES];
+  int coming[4][HALF], listed[2][CHUNK];  // which rows are there: of halves on their way, and of chunks
   float tops[HEADS][GROUPS], sums[HEADS][GROUPS];
   float2 state[2][HEADS];  // of each strand: the largest score, and the sum of weights relative to it
-  float before[1];         // [HEADS * PITCH]: values of the first of two strands
+  Barrier full[2], empty[2];
+  alignas(16) float before[1];  // [HEADS * PITCH]: values of the first of two strands
 
   __device__ float* of(int slot, int slots) { return slot + 1 < slots ? before : values; }
 };
@@ -71,67 +46,6 @@ __device__ __forceinline__ float nothing() { return __uint_as_float(0xFF800000u)
 
 // What a weight relative to `from` is worth relative to `to`.
 __device__ __forceinline__ float decay(float from, float to) { return from == nothing() ? 0.0f : expf(from - to); }
-
-// Two E4M3 codes, each in the upper byte of a half: the same numbers times 2^-120 as BF16.
-__device__ __forceinline__ u32 shrunk(u32 codes) { return (codes & 0x80008000u) | (codes >> 4 & 0x07F007F0u); }
-
-// Eight E4M3 codes times 2^(scale - 127) as BF16, each rounded once: exact but for sizes that no cache has.
-__device__ __forceinline__ uint4 widened(uint2 codes, u32 scale) {
-  constexpr u32 ALL = 0x7F7F7F7Fu, ONE = 0x01010101u;
-  u32 found[4];
-  const u32 nan = (((codes.x & ALL) + ONE) | ((codes.y & ALL) + ONE)) & 0x80808080u;
-  if (nan || scale > 134) {  // 2^(scale - 127 + 120) is no BF16 number
-    const float by = ue8m0_float(scale);
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      const u32 two = (i < 2 ? codes.x : codes.y) >> 16 * (i % 2);
-      found[i] = bf16x2(e4m3_float(two & 255) * by, e4m3_float(two >> 8 & 255) * by);
-    }
-  } else {
-    const u32 by = ((scale + 120) << 7) * 0x00010001u;
-    found[0] = product_pair(shrunk(__byte_perm(codes.x, 0, 0x1404)), by);
-    found[1] = product_pair(shrunk(__byte_perm(codes.x, 0, 0x3424)), by);
-    found[2] = product_pair(shrunk(__byte_perm(codes.y, 0, 0x1404)), by);
-    found[3] = product_pair(shrunk(__byte_perm(codes.y, 0, 0x3424)), by);
-  }
-  return make_uint4(found[0], found[1], found[2], found[3]);
-}
-
-// A chunk's rows on their way, four threads a row: `row` is this thread's. Absent ones are zeros.
-__device__ __forceinline__ void fetch(const Lists& lists, int chunk, u32 row, u8* raw, int* listed) {
-  const int at = threadIdx.x / 4, part = threadIdx.x % 4;
-  const bool there = row != NONE, is_near = chunk * CHUNK + at < lists.near.count;
-  const u32 page_rows = is_near ? lists.near.page_rows : lists.far.page_rows;
-  const u32 page = there ? row / page_rows : 0;
-  const u32 slot = there ? row - page * page_rows : 0;
-  const u8* const start = is_near ? lists.near.pages + page * lists.near.page_bytes
-                                  : lists.far.pages + page * lists.far.page_bytes;
-  const u8* const from = start + static_cast<i64>(slot) * ROW;
-#pragma unroll
-  for (int i = 0; i < ROW / 64; i++)
-    copy_async<16>(raw + at * RAW + 16 * (part + 4 * i), from + 16 * (part + 4 * i), there);
-  if (part) return;
-  copy_async<8>(raw + at * RAW + ROW, start + static_cast<i64>(page_rows) * ROW + static_cast<i64>(slot) * SCALES, there);
-  listed[at] = there;
-}
-
-// The chunk as BF16, in boxes. A thread has the same 8 columns of 16 rows.
-__device__ __forceinline__ void widen_rows(const u8* raw, u8* kv) {
-  const int piece = threadIdx.x % 64, box = piece / 8;
-  constexpr int CODES = STRAIGHT / 8;
-#pragma unroll 4
-  for (int i = 0; i < CHUNK / 4; i++) {
-    const int row = threadIdx.x / 64 + 4 * i;
-    const u8* const from = raw + row * RAW;
-    uint4 numbers;
-    if (piece < CODES) {
-      numbers = widened(*reinterpret_cast<const uint2*>(from + 8 * piece), from[ROW + box]);
-    } else {
-      numbers = *reinterpret_cast<const uint4*>(from + STRAIGHT + 16 * (piece - CODES));
-    }
-    *reinterpret_cast<uint4*>(kv + box * BOX + row * BOX_BYTES + 16 * ((piece ^ row) & 7)) = numbers;
-  }
-}
 
 // The eight numbers of a head's groups.
 struct Eight {
@@ -150,7 +64,7 @@ struct Eight {
 // A warp's share of a tile of 16 M heads: for scores 16 heads and M groups of 8 rows, for values 16 heads and M boxes.
 template <int M>
 struct Tile {
-  static constexpr int HEADS = 16 * M, ACROSS = WARPS / M;
+  static constexpr int HEADS = 16 * M, ACROSS = WORKERS / 32 / M;
   int g, t, lane, head, across;  // head: the first of 16, in the tile
   uint4 low[2 * HELD<HEADS>], high[2 * HELD<HEADS>];  // queries of heads g and g + 8
   float values[M][8][4], top[2], sum[2];  // so far, relative to `top`
@@ -199,14 +113,14 @@ struct Tile {
   }
 
   // Scores of the chunk, absent rows with none; each group's largest goes into memory.
-  __device__ void score(float (&s)[M][4], Memory<HEADS>& memory, const int* listed) const {
+  __device__ void score(float (&s)[M][4], Memory<HEADS>& memory, const u8* kv, const int* listed) const {
 #pragma unroll
     for (int n = 0; n < M; n++) {
       float odd[4] = {}, even[4] = {};
       const int group = across * M + n;
 #pragma unroll
       for (int b = 0; b < BOXES; b++) {
-        const u8* const box = memory.kv + b * BOX;
+        const u8* const box = kv + b * BOX;
 #pragma unroll
         for (int h = 0; h < 2; h++) {
           uint4 one, other;
@@ -244,7 +158,7 @@ struct Tile {
   }
 
   // The chunk's values join those so far.
-  __device__ void add(const float (&most)[2], const Memory<HEADS>& memory) {
+  __device__ void add(const float (&most)[2], const Memory<HEADS>& memory, const u8* kv) {
     float kept[2], by[2];
 #pragma unroll
     for (int k = 0; k < 2; k++) {
@@ -259,7 +173,7 @@ struct Tile {
       load_matrices(weights[step], memory.weights + (head + row) * BOX_BYTES + 16 * ((2 * step + upper) ^ (row & 7)));
 #pragma unroll
     for (int i = 0; i < M; i++) {
-      const u8* const box = memory.kv + (across * M + i) * BOX + row * BOX_BYTES;
+      const u8* const box = kv + (across * M + i) * BOX + row * BOX_BYTES;
 #pragma unroll
       for (int j = 0; j < 8; j += 2) {
         float d[2][4] = {};
@@ -342,16 +256,6 @@ __device__ __forceinline__ void finish(Memory<HEADS>& memory, int one, int half,
   }
 }
 
-// A strand's next chunk, or the first of the block's next strand; beyond `chunks` there is none.
-struct Walk {
-  int chunk, strand;
-
-  __device__ Walk next(int chunks, int blocks) const {
-    if (chunk + STRANDS < chunks) return {chunk + STRANDS, strand};
-    return {strand + blocks < STRANDS ? strand + blocks : chunks, strand + blocks};
-  }
-};
-
 // Which tile this block works on. Made again where it is needed again: no registers hold it all the time.
 struct Place {
   i64 token;
@@ -363,63 +267,114 @@ struct Place {
   }
 };
 
+// Four warps bring rows and widen them, a chunk ahead of the others.
+template <int HEADS>
+__device__ __forceinline__ void feed(const Lists& lists, Memory<HEADS>& memory, int tiles) {
+  const Place here(blockIdx.x, tiles, HEADS);
+  const int id = threadIdx.x % FEEDERS, lane = threadIdx.x % 32, chunks = lists.chunks();
+  Halves next{{here.rank, here.rank}, 0, chunks, here.blocks, NONE};
+  int left = 0;
+  for (int strand = here.rank; strand < min(chunks, STRANDS); strand += here.blocks)
+    left += (chunks - strand + STRANDS - 1) / STRANDS;
+  next.look(lists, here.token);
+  for (int h = 0; h < RING; h++) next.ask(lists, here.token, memory.raw[h], memory.coming[h]);
+  copies_wait<1>();
+  meet<THREADS>(EVERYBODY);
+  // Of the first chunk everybody widens a share.
+  widen_rows<THREADS>(memory.raw[0], memory.kv[0], threadIdx.x, 0, CHUNK);
+  if (id < CHUNK) memory.listed[0][id] = memory.coming[id / HALF][id % HALF];
+  meet<THREADS>(EVERYBODY);
+  if (lane == 0) memory.full[0].arrive();
+  next.ask(lists, here.token, memory.raw[0], memory.coming[3]);
+  int slot = 2;  // of the ring
+  for (int n = 1; n < left; n++) {
+    const int b = n % 2;
+#pragma unroll 1
+    for (int half = 0; half < 2; half++) {
+      const int h = 2 * n + half;
+      copies_wait<1>();
+      meet<FEEDERS>(OF_FEEDERS);  // and what was widened before is through
+      const int free = slot ? slot - 1 : RING - 1;
+      next.ask(lists, here.token, memory.raw[free], memory.coming[(h + 2) % 4]);
+      if (!half && n > 1) memory.empty[b].wait((n / 2 - 1) & 1);
+      const int other = half ? h - 1 : h + 1;
+      if (__any_sync(ALL_LANES, memory.coming[h % 4][lane] | memory.coming[other % 4][lane]))
+        widen_rows<FEEDERS>(memory.raw[slot], memory.kv[b], id, half * HALF, HALF);
+      if (id < HALF) memory.listed[b][half * HALF + id] = memory.coming[h % 4][id];
+      slot = slot + 1 < RING ? slot + 1 : 0;
+    }
+    __syncwarp();
+    if (lane == 0) memory.full[b].arrive();
+  }
+}
+
 // A cluster has a tile of one token's heads, its block r strands r, r + size, ...: two at most unless it is alone.
+template <int M>
+__device__ __forceinline__ void work(const bf16* q, int chunks, Memory<16 * M>& memory, int heads, int tiles) {
+  constexpr int HEADS = 16 * M;
+  const auto [token, rank, blocks, first] = Place(blockIdx.x, tiles, HEADS);
+  const int strands = min(chunks, STRANDS), slots = blocks == 1 ? 1 : (strands + blocks - 1) / blocks;
+  Tile<M> tile;
+  tile.load(q + (token * heads + first) * DIMS, heads - first, memory);
+  meet<THREADS>(EVERYBODY);
+  widen_rows<THREADS>(memory.raw[0], memory.kv[0], threadIdx.x, 0, CHUNK);
+  meet<THREADS>(EVERYBODY);
+  int n = 0, slot = 0;
+  for (int strand = rank; strand < strands; strand += blocks) {
+    for (int chunk = strand; chunk < chunks; chunk += STRANDS, n++) {
+      const int b = n % 2;
+      const u8* const kv = memory.kv[b];
+      const int* const listed = memory.listed[b];
+      memory.full[b].wait(n / 2 & 1);
+      if (__any_sync(ALL_LANES, listed[tile.lane] | listed[tile.lane + 32])) {
+        float s[M][4], most[2];
+        tile.score(s, memory, kv, listed);
+        meet<WORKERS>(OF_WORKERS);
+#pragma unroll
+        for (int k = 0; k < 2; k++) most[k] = Eight(memory.tops[tile.head + tile.g + 8 * k]).top();
+        tile.weigh(s, most, memory);
+        meet<WORKERS>(OF_WORKERS);
+        tile.add(most, memory, kv);
+      }
+      __syncwarp();
+      if (tile.lane == 0) memory.empty[b].arrive();
+    }
+    if (blocks > 1 || strand + 1 == strands) {
+      if (slot + 1 == slots) meet<WORKERS>(OF_WORKERS);  // its place is that of the rows
+      tile.lay(memory.of(slot, slots), memory.state[slot]);
+      tile.clear(), slot++;
+    }
+  }
+}
+
 template <int M>
 __device__ __forceinline__ void run(const bf16* q, const Lists& lists, const float* sink, const Turn& turn, int heads,
                                     int tiles, const Out& out) {
   constexpr int HEADS = 16 * M;
   DYNAMIC_SHARED(uint4, shared);
   Memory<HEADS>& memory = *reinterpret_cast<Memory<HEADS>*>(shared);
-  const int chunks = lists.chunks(), row = threadIdx.x / 4;
-  const auto [token, rank, blocks, first] = Place(blockIdx.x, tiles, HEADS);
-  const bool alone = blocks == 1;
-  const int slots = alone ? 1 : (min(chunks, STRANDS) + blocks - 1) / blocks;
   pdl_trigger();
-  Tile<M> tile;
-  pdl_wait();
-  Walk at{rank, rank};
-  fetch(lists, at.chunk, lists.row(token, at.chunk * CHUNK + row), memory.raw[0], memory.listed[0]);
-  copies_commit();
-  at = at.next(chunks, blocks);
-  u32 ahead = lists.row(token, at.chunk * CHUNK + row);
-  tile.load(q + (static_cast<i64>(token) * heads + first) * DIMS, heads - first, memory);
-  for (int i = 0, slot = 0, strand = rank;; i++) {
-    // `at` is the chunk behind the one that is worked on, whose strand is `strand`.
-    const bool over = at.chunk >= chunks;
-    if (!over) fetch(lists, at.chunk, ahead, memory.raw[(i + 1) % 2], memory.listed[(i + 1) % 4]);
-    copies_commit();
-    const bool ends = alone ? over : at.strand != strand;
-    strand = at.strand, at = at.next(chunks, blocks);
-    ahead = lists.row(opaque(blockIdx.x) / (tiles * blocks), at.chunk * CHUNK + row);
-    copies_wait<1>();
-    __syncthreads();
-    // Whoever is a chunk ahead writes other flags: there are four of each.
-    const int* const listed = memory.listed[i % 4];
-    if (__any_sync(ALL_LANES, listed[tile.lane] | listed[tile.lane + 32])) {
-      widen_rows(memory.raw[i % 2], memory.kv);
-      __syncthreads();
-      float s[M][4], most[2];
-      tile.score(s, memory, listed);
-      __syncthreads();
-#pragma unroll
-      for (int k = 0; k < 2; k++) most[k] = Eight(memory.tops[tile.head + tile.g + 8 * k]).top();
-      tile.weigh(s, most, memory);
-      __syncthreads();
-      tile.add(most, memory);
-    }
-    if (ends) {
-      if (slot + 1 == slots) __syncthreads();  // its place is that of the rows
-      tile.lay(memory.of(slot, slots), memory.state[slot]);
-      tile.clear(), slot++;
-    }
-    if (over) break;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < 2; i++) memory.full[i].init(FEEDERS / 32), memory.empty[i].init(WORKERS / 32);
+    fence_barriers();
   }
-  meet_cluster();
-  const Place here(opaque(blockIdx.x), tiles, HEADS);
-  const int count = here.blocks == 1 ? 1 : min(lists.chunks(), STRANDS);
-  for (int part = threadIdx.x / 32 * here.blocks + here.rank; part < 2 * HEADS; part += WARPS * here.blocks) {
-    const int head = here.first + part / 2;
-    if (head < heads) finish(memory, part / 2, part % 2, count, here.blocks, sink[head], turn, here.token, head, heads, out);
+  __syncwarp();
+  pdl_wait();
+  if (threadIdx.x >= WORKERS) {
+    set_registers<false, 40>();
+    feed(lists, memory, tiles);
+    meet_cluster();
+  } else {
+    set_registers<true, 232>();
+    work<M>(q, lists.chunks(), memory, heads, tiles);
+    meet_cluster();
+    const Place here(opaque(blockIdx.x), tiles, HEADS);
+    const int count = here.blocks == 1 ? 1 : min(lists.chunks(), STRANDS);
+    for (int part = threadIdx.x / 32 * here.blocks + here.rank; part < 2 * HEADS; part += WORKERS / 32 * here.blocks) {
+      const int head = here.first + part / 2;
+      if (head < heads)
+        finish(memory, part / 2, part % 2, count, here.blocks, sink[head], turn, here.token, head, heads, out);
+    }
   }
   meet_cluster();  // others read here until now
 }
