@@ -16,16 +16,16 @@ from dsv4.kernels import experts
 from dsv4.ops.moe import Route
 from dsv4.quant.tensor import QTensor
 from tests import shim
-from tests.shim.build import hopper
+from tests.shim.build import on_hopper
 
 kernels.install()
 CASES = {case.name: case for case in listed.cases() if case.size in ("small", "full") and not case.refusable}
 QUICK = ("0 tokens", "1 tokens", "3 tokens", "9 tokens", "odd scales", "scales far apart", "two experts cancel")
 
 
-@pytest.fixture(scope="session")
-def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return hopper(tmp_path_factory.mktemp("hopper"))
+@pytest.fixture
+def played() -> Path:
+    return on_hopper()
 
 
 def wrong(case: Case, csrc: Path, order: int) -> list[str]:

@@ -18,7 +18,7 @@ from dsv4.check.metrics import differing
 from dsv4.kernels import matmul as forms
 from dsv4.ops.linear import grouped_linear
 from tests import shim
-from tests.shim.build import hopper
+from tests.shim.build import on_hopper
 
 kernels.install()
 CASES = {f"grouped {case.name}": case for case in grouped.cases() if case.op is grouped_linear and not case.refusable}
@@ -28,9 +28,9 @@ DENSE = ["dense 2 x 20 x 136 bf16", "dense 7 x 100 x 264 bf16", "dense padded ro
 LARGE = [name for name, case in CASES.items() if re.match("grouped (3|40|65) x", name)]  # what a CPU has patience for
 
 
-@pytest.fixture(scope="session")
-def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return hopper(tmp_path_factory.mktemp("hopper"))
+@pytest.fixture
+def played() -> Path:
+    return on_hopper()
 
 
 @pytest.fixture(autouse=True)

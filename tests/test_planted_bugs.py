@@ -14,7 +14,7 @@ import pytest
 
 from tests import shim
 from tests.shim.build import CSRC
-from tests.shim.everyday import cases, problems
+from tests.shim.everyday import cases, played, problems
 from tests.shim.probes import PROBES
 
 PATCHES = sorted((Path(__file__).parent / "planted").glob("*.patch"))
@@ -46,7 +46,7 @@ def test_a_planted_bug_is_caught_by_all_that_it_names(patch: Path, tmp_path: Pat
 def test_the_cases_that_are_named_exist() -> None:
     """That they pass on the kernels as they are is a test of its own."""
     labels = {label for patch in PATCHES for label in CAUGHT_BY.findall(patch.read_text(encoding="utf-8"))}
-    assert labels <= cases().keys() | PROBES.keys()
+    assert labels <= cases().keys() | played().keys() | PROBES.keys()
 
 
 def test_a_patch_that_fits_nothing_is_an_error(tmp_path: Path) -> None:

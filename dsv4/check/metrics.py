@@ -162,10 +162,17 @@ def _rms(a: Leaf, b: Leaf) -> float:
     return off / size if size > 0 else math.inf if off else 0.0
 
 
+def _allowed(a: Leaf, b: Leaf) -> float:
+    """The largest distance as a part of what attention is allowed: 1e-3, or 2^-6 of the wanted if that is more."""
+    x, y = a.tensor.double(), b.tensor.double()
+    return float(((x - y).abs() / (y.abs() * 2.0**-6).clamp(min=1e-3)).max())
+
+
 METRICS: Final[Mapping[str, Callable[[Leaf, Leaf], float]]] = {
     "ulp": _ulp,
     "abs": _absolute,
     "rel": _relative,
     "cos": _cosine,
     "rms": _rms,
+    "allowed": _allowed,
 }

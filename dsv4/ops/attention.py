@@ -6,7 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dsv4.ops.kv import read_kv
 from dsv4.ops.op import op
+from dsv4.ops.quantize import quantize
+from dsv4.ops.rope import Rotation, rope
+from dsv4.quant.formats import FP8_ROW
+from dsv4.quant.tensor import QTensor
 
 BLOCK = 64  # entries per step of the running softmax, as in the reference kernel
 GATHERED = 1 << 26  # numbers gathered from the pool at once
@@ -52,3 +57,37 @@ def _attend(q: Tensor, pool: Tensor, rows: Tensor, sink: Tensor) -> Tensor:
     for kept, mass, other in zip(keep, masses, others, strict=True):
         total, acc = total * kept + mass, acc * kept + other
     return (acc / (total + torch.exp(sink.view(-1, 1) - peak[:, -1]))).type(q.dtype)
+
+
+@op
+def attend(
+    q: Tensor, near: Tensor, near_rows: Tensor, far: Tensor, far_rows: Tensor, sink: Tensor, turn: Rotation
+) -> Tensor:
+    """The context's side of a layer: `sparse_attention` over stored rows, its values turned back by the query's angle.
+
+    q: [T, H, D], normalised and rotated; near, far: uint8 pages of `KvRow`, of the window and of pooled entries, maybe
+    the same tensor; near_rows: [T, n1], far_rows: [T, n2] int64 rows of these, -1 for none, n2 may be 0; sink: [H]
+    FP32; turn: rotations of the T positions. Returns [T, H, D] in q's dtype: what wo_a reads officially. Each token's
+    first entry is valid, or none of its entries is: then its values are zeros. Absent entries behind the others change
+    no bit.
+    """
+    dims, rotated = q.shape[-1], turn.cos.shape[-1]
+    lists = ((near, near_rows), (far, far_rows))
+    pool = torch.cat([read_kv(pages, rows.flatten(), dims, rotated) for pages, rows in lists])
+    rows = torch.cat((near_rows, far_rows), 1)
+    first, second = torch.arange(rows.numel(), device=rows.device).split((near_rows.numel(), far_rows.numel()))
+    numbers = torch.cat((first.view(near_rows.shape), second.view(far_rows.shape)), 1)
+    values = sparse_attention(q, pool, numbers.masked_fill(rows < 0, -1), sink)
+    return rope(values.masked_fill_((rows < 0).all(1).view(-1, 1, 1), 0.0), turn, inverse=True)
+
+
+@op
+def attend_quant(
+    q: Tensor, near: Tensor, near_rows: Tensor, far: Tensor, far_rows: Tensor, sink: Tensor, turn: Rotation
+) -> QTensor:
+    """`attend`, and its values as `quantize` stores them for a wo_a in FP8: FP8_ROW [T, H * D].
+
+    Serving stacks run wo_a so, the official model does not. A group of heads is a run of a row, its scales one of the
+    row's scales: 128 divides D.
+    """
+    return quantize(attend(q, near, near_rows, far, far_rows, sink, turn).flatten(1), FP8_ROW)

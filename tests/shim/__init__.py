@@ -41,7 +41,7 @@ class _Launch(ctypes.Structure):
     _fields_ = (
         ("kernel", ctypes.c_void_p),
         ("arguments", ctypes.c_void_p),
-        *((name, ctypes.c_uint) for name in ("grid", "block", "shared_bytes", "first", "last", "order")),
+        *((name, ctypes.c_uint) for name in ("grid", "block", "shared_bytes", "first", "last", "order", "cluster")),
     )
 
 
@@ -76,8 +76,12 @@ def launch(
     blocks: tuple[int, int] | None = None,
     fenced: bool = True,
     csrc: Path = CSRC,
+    cluster: int = 1,
 ) -> None:
-    """Run one kernel. `blocks`: these alone, of a grid that may be huge. `fenced=False`: on the tensors' own memory."""
+    """Run one kernel. `blocks`: these alone, of a grid that may be huge. `fenced=False`: on the tensors' own memory.
+
+    cluster: so many blocks at once, of a kernel that has no static shared memory.
+    """
     path = build(source, csrc, kernel=name)
     lib = library(path)
     entry = lib.simt_find(name.encode())
@@ -89,7 +93,9 @@ def launch(
         values = [_C_TYPES.get(letter, ctypes.c_void_p)(a) for letter, a in zip(letters, addresses, strict=True)]
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
         first, last = blocks or (0, grid)
-        plan = _Launch(entry.contents.kernel, ctypes.addressof(pointers), grid, block, smem, first, last, order)
+        plan = _Launch(
+            entry.contents.kernel, ctypes.addressof(pointers), grid, block, smem, first, last, order, cluster
+        )
         if lib.simt_launch(ctypes.byref(plan)):
             raise Fault(f"{name}: {source_line(path, lib.simt_message().decode())}")
 
@@ -194,13 +200,14 @@ def _read_back(content: bytes, storages: list[torch.UntypedStorage]) -> None:
 
 @contextmanager
 def machine(
-    order: int | None = None, csrc: Path = CSRC, threads: bool = False, idle: bool = False
+    order: int | None = None, csrc: Path = CSRC, threads: bool = False, idle: bool = False, clusters: bool = False
 ) -> Iterator[list[str]]:
     """Inside, the wrappers of dsv4/kernels launch on this CPU. Yields the names of the kernels that ran, in order.
 
     order: None takes those of ORDERS in turn, so that two runs of an op are not alike. threads: everything through
-    `sanitized`. idle: launches are noted, and nothing runs. Memory from `torch.empty` holds ones in all its bits until
-    it is written: NaN. A machine of two multiprocessors, so that blocks have to walk over the rows.
+    `sanitized`. idle: launches are noted, and nothing runs. clusters: blocks of one run at once. Memory from
+    `torch.empty` holds ones in all its bits until it is written: NaN. A machine of two multiprocessors, so that blocks
+    have to walk over the rows.
     """
     from dsv4.kernels import rows, tiles
     from dsv4.kernels.launch import Kernel
@@ -208,7 +215,7 @@ def machine(
     ran: list[str] = []
     orders, empty = cycle(ORDERS if order is None else (order,)), torch.empty
 
-    def call(kernel: Kernel, grid: int, block: int, *args: Any, smem: int = 0, **how: Any) -> None:
+    def call(kernel: Kernel, grid: int, block: int, *args: Any, smem: int = 0, cluster: int = 0, **how: Any) -> None:
         found = library(build(kernel.file, csrc, kernel=kernel.name)).simt_find(kernel.name.encode())
         if not found or found.contents.letters.decode() != kernel.signature:
             raise Fault(f"{kernel} is launched as {kernel.signature}, not as it is declared")
@@ -218,7 +225,8 @@ def machine(
         if threads and grid:
             sanitized(kernel.file, kernel.name, grid, block, *args, smem=smem, csrc=csrc)
         elif grid:
-            launch(kernel.file, kernel.name, grid, block, *args, smem=smem, order=next(orders), csrc=csrc)
+            size = max(1, cluster) if clusters else 1
+            launch(kernel.file, kernel.name, grid, block, *args, smem=smem, order=next(orders), csrc=csrc, cluster=size)
 
     def poisoned(*args: Any, **how: Any) -> Tensor:
         made = empty(*args, **how)

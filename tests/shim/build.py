@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import hashlib
 import os
@@ -123,12 +124,13 @@ def source_line(path: Path, message: str) -> str:
     return f"{message} ({' < '.join(line.split()[0] for line in lines if '?' not in line)})"
 
 
-def hopper(folder: Path) -> Path:
-    """A copy of the sources in which tests/shim/hopper plays barriers, copy engines and tensor cores."""
-    csrc = folder / "csrc"
-    shutil.copytree(CSRC, csrc)
+@cache
+def on_hopper(csrc: Path = CSRC) -> Path:
+    """A copy of these sources in which tests/shim/hopper plays barriers, copy engines and tensor cores."""
+    copy = Path(shutil.copytree(csrc, Path(tempfile.mkdtemp(prefix="dsv4-hopper-")) / "csrc"))
+    atexit.register(shutil.rmtree, copy.parent, ignore_errors=True)
     for header in (_HERE / "hopper").iterdir():
-        shutil.copy(header, csrc / "common" / header.name)
-    for source in csrc.glob("*.cu"):
+        shutil.copy(header, copy / "common" / header.name)
+    for source in copy.rglob("*.cu*"):
         source.write_text(source.read_text().replace("DYNAMIC_SHARED(__align__(1024) u8,", "DYNAMIC_SHARED(u8,"))
-    return csrc
+    return copy

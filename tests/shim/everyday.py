@@ -12,10 +12,11 @@ from dsv4.check.cases import FAMILIES
 from dsv4.check.contract import Case, Size, judge
 from dsv4.ops.op import use
 from tests import shim
-from tests.shim.build import CSRC
+from tests.shim.build import CSRC, on_hopper
 from tests.shim.probes import PROBES
 
 TENSOR_CORES = ("linear", "grouped", "mixed", "experts")  # families of kernels that threads cannot play
+PLAYED = ("attend",)  # those that they can where the machine's headers are those of tests/shim/hopper
 
 
 @cache
@@ -23,9 +24,19 @@ def cases(*sizes: Size) -> dict[str, Case]:
     """Cases of families by their labels, but those that the kernels may refuse and do. No size: the small ones."""
     kernels.install()
     with shim.posing():
-        played = [case for name, family in FAMILIES.items() if name not in TENSOR_CORES for case in family()]
-        listed = [case for case in played if case.size in (sizes or ("small",))]
+        simple = [
+            case for name, family in FAMILIES.items() if name not in (*TENSOR_CORES, *PLAYED) for case in family()
+        ]
+        listed = [case for case in simple if case.size in (sizes or ("small",))]
         return {case.label: case for case in listed if not (case.refusable and _refused(case))}
+
+
+@cache
+def played() -> dict[str, Case]:
+    """The everyday cases of PLAYED."""
+    kernels.install()
+    listed = [case for name in PLAYED for case in FAMILIES[name]()]
+    return {case.label: case for case in listed if case.size in ("small", "full") and not case.refusable}
 
 
 def _refused(case: Case) -> str | None:
@@ -60,10 +71,11 @@ def problems(label: str, csrc: Path = CSRC) -> list[str]:
             return list(PROBES[label](csrc))
         except shim.Fault as fault:
             return [str(fault)]
-    case = cases("small", "full")[label]
+    case = played().get(label) or cases("small", "full")[label]
     twin = unfused(case) if csrc == CSRC and fuses(case) else None
+    hopper = label in played()
     try:
-        with shim.machine(csrc=csrc) as ran:
+        with shim.machine(csrc=on_hopper(csrc) if hopper else csrc, clusters=hopper) as ran:
             verdicts = judge(case, case.op.implementations["fused"].run, twin=twin)
     except shim.Fault as fault:
         return [str(fault)]

@@ -7,7 +7,7 @@
 
 namespace simt {
 
-enum class State { ready, at_barrier, at_exchange, done };
+enum class State { ready, at_barrier, at_cluster, at_exchange, done };
 
 struct Fiber {
   ucontext_t context;
@@ -22,6 +22,7 @@ inline std::vector<Request> requests;
 inline std::vector<unsigned> arrived;  // a warp's lanes that wait at a shuffle
 inline char* stacks = nullptr;
 inline unsigned running = 0, threads = 0, looks = 0;
+inline unsigned in_block = 0, first_block = 0;  // threads of a block, and the cluster's first block
 inline jmp_buf scheduler;
 inline sigjmp_buf fault;
 inline ucontext_t unused;
@@ -39,6 +40,11 @@ inline void pause(State state) {
 }
 
 inline void block_barrier() { pause(State::at_barrier); }
+
+inline unsigned cluster_rank() { return running / in_block; }
+inline unsigned cluster_size() { return threads / in_block; }
+inline void cluster_barrier() { pause(State::at_cluster); }
+inline void* dynamic_shared() { return dynamic_shared_of(cluster_rank()); }
 
 // A thread that looks again and again for what others do lets them go on.
 inline void give_way() {
@@ -74,7 +80,7 @@ inline void body() {
 inline void resume(unsigned thread) {
   Fiber& fiber = fibers[thread];
   running = thread;
-  threadIdx = {thread, 0, 0};
+  threadIdx = {thread % in_block, 0, 0}, blockIdx = {first_block + thread / in_block, 0, 0};
   if (_setjmp(scheduler)) return;
   if (fiber.started) _longjmp(fiber.at, 1);
   fiber.started = true;
@@ -87,14 +93,23 @@ inline void resume(unsigned thread) {
 
 // What to do once no thread can run: false when all have left the kernel.
 inline bool release() {
-  unsigned done = 0, waiting = 0;
-  for (unsigned i = 0; i < threads; i++) {
-    done += fibers[i].state == State::done;
-    waiting += fibers[i].state == State::at_barrier;
+  unsigned counts[5] = {};
+  bool released = false;
+  for (unsigned first = 0; first < threads; first += in_block) {
+    unsigned waiting = 0;
+    for (unsigned i = first; i < first + in_block; i++) {
+      counts[int(fibers[i].state)]++;
+      waiting += fibers[i].state == State::at_barrier;
+    }
+    if (waiting < in_block) continue;
+    released = true;
+    for (unsigned i = first; i < first + in_block; i++) fibers[i].state = State::ready;
   }
+  if (released) return true;
+  const unsigned done = counts[int(State::done)], met = counts[int(State::at_cluster)];
   if (done == threads) return false;
-  if (done + waiting < threads) fail("a shuffle waits for lanes that went elsewhere");
-  if (waiting < threads) fail("a thread left the kernel while others wait at __syncthreads()");
+  if (counts[int(State::at_exchange)]) fail("a shuffle waits for lanes that went elsewhere");
+  if (met < threads) fail("a thread left the kernel while others wait at __syncthreads()");
   for (unsigned i = 0; i < threads; i++) fibers[i].state = State::ready;
   return true;
 }
@@ -144,15 +159,16 @@ inline void on_signal(int number, siginfo_t* info, void* at) {
 inline int launch(const Launch& l) {
   static char* signal_stack = static_cast<char*>(std::malloc(64 << 10));
   static const int signals[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP};
-  if (fibers.size() < l.block) {
+  threads = l.block * l.cluster, in_block = l.block;
+  if (fibers.size() < threads) {
     if (stacks) munmap(stacks, fibers.size() * STACK);
-    fibers = std::vector<Fiber>(l.block);
+    fibers = std::vector<Fiber>(threads);
     stacks = static_cast<char*>(
-        mmap(nullptr, l.block * STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+        mmap(nullptr, threads * STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
   }
-  requests.assign(l.block + 32, {});
-  arrived.assign(l.block / 32 + 1, 0);
-  threads = l.block, kernel = l.kernel, arguments = l.arguments;
+  requests.assign(threads + 32, {});
+  arrived.assign(threads / 32 + 1, 0);
+  kernel = l.kernel, arguments = l.arguments;
   stack_t mine{.ss_sp = signal_stack, .ss_flags = 0, .ss_size = 64 << 10}, theirs;
   struct sigaction action{}, old[5];
   action.sa_sigaction = on_signal;
@@ -161,17 +177,17 @@ inline int launch(const Launch& l) {
   for (int i = 0; i < 5; i++) sigaction(signals[i], &action, &old[i]);
   int failed = sigsetjmp(fault, 1);
   if (!failed)
-    for (unsigned block = l.first; block < l.last; block++) {
-      blockIdx = {block, 0, 0};
+    for (unsigned block = l.first; block < l.last; block += l.cluster) {
+      first_block = block, blockIdx = {block, 0, 0};
       looks = 0;
-      poison_shared(l.shared_bytes);
+      poison_shared(l.shared_bytes, l.cluster);
       run_block(l.order);
     }
   else
     for (Fiber& fiber : fibers) fiber.started = false;
   for (int i = 0; i < 5; i++) sigaction(signals[i], &old[i], nullptr);
   sigaltstack(&theirs, nullptr);
-  return failed || !shared_is_whole();
+  return failed || !shared_is_whole(l.cluster);
 }
 
 }  // namespace simt

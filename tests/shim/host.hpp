@@ -13,6 +13,7 @@ struct Launch {
   unsigned grid, block, shared_bytes;
   unsigned first, last;  // the blocks that run
   unsigned order;
+  unsigned cluster = 1;  // blocks that run at once; their static shared memory would be one
 };
 
 inline char message[512];
@@ -21,29 +22,37 @@ inline std::size_t dynamic_bytes = 0;
 constexpr std::size_t MOST_SHARED = 256 << 10;
 constexpr unsigned char POISON = 0xFF;  // NaN in every float format
 
-inline void poison_shared(unsigned bytes) {
+// Behind the dynamic memory of each block of a cluster lies a page that nobody may touch.
+constexpr unsigned MOST_BLOCKS = 16;
+constexpr std::size_t APART = MOST_SHARED + 4096;
+
+inline std::size_t rounded_up(std::size_t bytes) { return (bytes + 15) / 16 * 16; }
+
+inline void* dynamic_shared_of(unsigned rank) { return dynamic_end + rank * APART - rounded_up(dynamic_bytes); }
+
+inline void poison_shared(unsigned bytes, unsigned blocks = 1) {
   if (__start_simt_shared) std::memset(__start_simt_shared, POISON, __stop_simt_shared - __start_simt_shared);
   if (!dynamic_end) {
-    char* all = static_cast<char*>(
-        mmap(nullptr, MOST_SHARED + 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    char* all = static_cast<char*>(mmap(nullptr, MOST_BLOCKS * APART, PROT_READ | PROT_WRITE,
+                                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
     dynamic_end = all + MOST_SHARED;
-    mprotect(dynamic_end, 4096, PROT_NONE);
+    for (unsigned i = 0; i < MOST_BLOCKS; i++) mprotect(dynamic_end + i * APART, 4096, PROT_NONE);
   }
   dynamic_bytes = bytes;
-  if (bytes) std::memset(dynamic_end - (bytes + 15) / 16 * 16 - 64, POISON, (bytes + 15) / 16 * 16 + 64);
+  for (unsigned i = 0; bytes && i < blocks; i++)
+    std::memset(static_cast<char*>(dynamic_shared_of(i)) - 64, POISON, rounded_up(bytes) + 64);
 }
 
-inline void* dynamic_shared() { return dynamic_end - (dynamic_bytes + 15) / 16 * 16; }
-
 // Whether the border before the dynamic shared memory and the rest of its last 16 bytes are as they were.
-inline bool shared_is_whole() {
-  if (!dynamic_bytes) return true;
-  const char* begin = static_cast<char*>(dynamic_shared());
-  for (const char* at = begin - 64; at < dynamic_end; at++) {
-    if (at == begin) at += dynamic_bytes;
-    if (at < dynamic_end && static_cast<unsigned char>(*at) != POISON) {
-      std::snprintf(message, sizeof message, "a write outside the dynamic shared memory, at %ld", long(at - begin));
-      return false;
+inline bool shared_is_whole(unsigned blocks = 1) {
+  for (unsigned i = 0; dynamic_bytes && i < blocks; i++) {
+    const char* begin = static_cast<char*>(dynamic_shared_of(i));
+    for (const char* at = begin - 64; at < dynamic_end + i * APART; at++) {
+      if (at == begin) at += dynamic_bytes;
+      if (at < dynamic_end + i * APART && static_cast<unsigned char>(*at) != POISON) {
+        std::snprintf(message, sizeof message, "a write outside the dynamic shared memory, at %ld", long(at - begin));
+        return false;
+      }
     }
   }
   return true;

@@ -76,7 +76,11 @@ struct Request {  // one lane at a warp-wide instruction
 };
 
 void* dynamic_shared();
+void* dynamic_shared_of(unsigned rank);
 void block_barrier();
+unsigned cluster_rank();
+unsigned cluster_size();
+void cluster_barrier();
 void give_way();
 std::uint64_t exchange(Request request);
 [[noreturn]] void fail(const char* what);

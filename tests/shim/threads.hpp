@@ -43,6 +43,7 @@ inline std::barrier<>* whole_block = nullptr;
   std::_Exit(3);
 }
 
+inline void* dynamic_shared() { return dynamic_shared_of(0); }
 inline void block_barrier() { whole_block->arrive_and_wait(); }
 
 inline std::uint64_t meet(Warp& warp, unsigned lane, unsigned group, const Request& request) {

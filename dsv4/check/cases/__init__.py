@@ -5,7 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
-from dsv4.check.cases import experts, grouped, head, kv, linear, matmul, mhc, mixed, norm, quantize, rope, route, swiglu
+from dsv4.check.cases import (
+    attend,
+    experts,
+    grouped,
+    head,
+    kv,
+    linear,
+    matmul,
+    mhc,
+    mixed,
+    norm,
+    quantize,
+    rope,
+    route,
+    swiglu,
+)
 from dsv4.check.contract import Case
 from dsv4.errors import RequestError
 
@@ -15,6 +30,7 @@ FAMILIES: Final[Mapping[str, Callable[[], Iterator[Case]]]] = {
     "swiglu": swiglu.cases,
     "rope": rope.cases,
     "kv": kv.cases,
+    "attend": attend.cases,
     "mhc": mhc.cases,
     "linear": linear.cases,
     "grouped": grouped.cases,

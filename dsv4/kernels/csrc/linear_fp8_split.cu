@@ -8,24 +8,10 @@
 //
 // arch: sm_90a
 #include "common/linear_wide.cuh"
+#include "common/peers.cuh"
 
 constexpr int MOST_SEGMENTS = 4;
 constexpr int PITCH = TILE + 4;  // floats from token to token of a sheet, so that no two lanes meet in a bank
-
-// Four floats of another block's shared memory.
-__device__ __forceinline__ float4 load_from(const float* p, int rank) {
-  float4 v;
-  asm volatile(
-      "{\n"
-      ".reg .b32 there;\n"
-      "mapa.shared::cluster.u32 there, %4, %5;\n"
-      "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [there];\n"
-      "}"
-      : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-      : "r"(shared_address(p)), "r"(rank)
-      : "memory");
-  return v;
-}
 
 __device__ __forceinline__ void store4(float* to, float4 v) { *reinterpret_cast<float4*>(to) = v; }
 __device__ __forceinline__ void store4(bf16* to, float4 v) {

@@ -34,12 +34,13 @@ inline u64 evict_first() { return 0; }
 
 template <int THREADS>
 void meet(int number) {
-  static int here[16], turns[16];
-  const int turn = turns[number];
-  if (++here[number] == THREADS) {
-    here[number] = 0, turns[number]++;
+  static int all_here[16][16], all_turns[16][16];
+  int &here = all_here[simt::cluster_rank()][number], &turns = all_turns[simt::cluster_rank()][number];
+  const int turn = turns;
+  if (++here == THREADS) {
+    here = 0, turns++;
   } else {
-    while (turns[number] == turn) simt::give_way();
+    while (turns == turn) simt::give_way();
   }
 }
 
@@ -49,12 +50,6 @@ inline void copy_run(void* to, const void* from, int bytes, Barrier& done) {
   done.came(bytes);
 }
 inline void copy_run(void* to, const void* from, int bytes, Barrier& done, u64) { copy_run(to, from, bytes, done); }
-
-inline void copy16(void* to, const void* from, bool there) {
-  if ((reinterpret_cast<u64>(to) | reinterpret_cast<u64>(from)) & 15) simt::fail("a copy that is not aligned");
-  there ? std::memcpy(to, from, 16) : std::memset(to, 0, 16);
-}
-inline void copies_done() {}
 
 // As tests/shim makes it of what the driver is asked for: bytes of a row, and from row to row; rows and bytes of a box.
 struct alignas(64) TensorMap {

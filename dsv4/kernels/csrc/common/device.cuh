@@ -131,3 +131,22 @@ __device__ __forceinline__ T* opaque(T* p) {
 #endif
   return p;
 }
+
+__device__ __forceinline__ u32 opaque(u32 x) {
+#ifdef __CUDA_ARCH__
+  asm volatile("" : "+r"(x));
+#endif
+  return x;
+}
+
+// More registers for each thread of this warpgroup, or fewer: of the block's there are as many as before.
+template <bool MORE, int COUNT>
+__device__ __forceinline__ void set_registers() {
+#ifdef __CUDA_ARCH__
+  if constexpr (MORE) {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT));
+  } else {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT));
+  }
+#endif
+}

@@ -1,6 +1,7 @@
 // The product of E4M3 matrices with a few tokens, in whole blocks of a launch: csrc/linear_fp8.cu says how.
 #pragma once
 #include "common/formats.cuh"
+#include "common/copy.cuh"
 #include "common/share.cuh"
 #include "common/wgmma.cuh"
 
@@ -75,7 +76,7 @@ __device__ __forceinline__ void linear_fp8(const Product<T>& p, const Share& at)
     const int b = i / (NT * 8), t = i / 8 % NT, piece = i % 8;
     const bool there = t < p.tokens;
     const u8* const from = p.x + (column_of(there ? t : 0) + b) * BLOCK_COLUMNS + 16 * piece;
-    copy16(tokens + (b * NT + t) * ROW_BYTES + 16 * (piece ^ (t & 7)), from, there);
+    copy_async<16>(tokens + (b * NT + t) * ROW_BYTES + 16 * (piece ^ (t & 7)), from, there);
   }
   for (int i = threadIdx.x; i < count * NT; i += WORKERS) {
     const int b = i / NT, t = i % NT;

@@ -1,5 +1,6 @@
 // The product of matrices with a few BF16 tokens, in whole blocks of a launch: csrc/matmul_few.cu says how.
 #pragma once
+#include "common/copy.cuh"
 #include "common/share.cuh"
 #include "common/weights.cuh"
 
@@ -55,7 +56,7 @@ __device__ __forceinline__ void matmul_few(const TensorMap& weight, const u8* sc
     const int box = i / (tokens * 8), t = i / 8 % tokens, piece = i % 8, column = box * BOX_COLUMNS + piece * EIGHT;
     const bool there = column < s.columns;
     const bf16* const from = x + (start + t) * stride + static_cast<i64>(group) * s.columns + (there ? column : 0);
-    copy16(input + box * apart + t * BOX_BYTES + 16 * (piece ^ (t & 7)), from, there);
+    copy_async<16>(input + box * apart + t * BOX_BYTES + 16 * (piece ^ (t & 7)), from, there);
   }
   copies_done();
   meet<WORKERS>(1);

@@ -29,3 +29,27 @@ __device__ __forceinline__ void mma(float (&d)[4], const uint4& low, const uint4
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(low.z), "r"(high.z), "r"(low.w), "r"(high.w), "r"(x.z), "r"(x.w));
 }
+
+// d += the products of 16 columns, of which lane 4 g + t holds 2 t, 2 t + 1 in the first words and 8 more in the others:
+// a of rows g, g + 8, g, g + 8, b of row g. The sums of rows g and g + 8 with 2 t and 2 t + 1 of b are d.
+__device__ __forceinline__ void mma16(float (&d)[4], const u32 (&a)[4], u32 b_low, u32 b_high) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b_low), "r"(b_high));
+}
+
+// Four matrices of 8 x 8 numbers: lane l gives the 16 bytes of row l % 8 of matrix l / 8, and gets of each matrix numbers
+// 2 t and 2 t + 1 of row g. `load_turned`: of column g.
+__device__ __forceinline__ void load_matrices(u32 (&to)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+__device__ __forceinline__ void load_turned(u32 (&to)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(shared_address(row))
+               : "memory");
+}

@@ -112,13 +112,6 @@ __device__ __forceinline__ void copy_run(void* to, const void* from, int bytes, 
       : "memory");
 }
 
-// 16 bytes, or zeros in place of what is not there. They have come when the thread that asked for them waits for its copies.
-__device__ __forceinline__ void copy16(void* to, const void* from, bool there) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(there ? 16 : 0)
-               : "memory");
-}
-__device__ __forceinline__ void copies_done() { asm volatile("cp.async.wait_all;" ::: "memory"); }
-
 // A matrix in memory as the copy engine of sm_90 sees it, made by the host (dsv4/kernels/tiles.py).
 struct alignas(64) TensorMap {
   u8 bytes[128];

@@ -1,0 +1,16 @@
+// In place of csrc/common/peers.cuh on the host, with the words of a cluster: its blocks' memories lie side by side.
+#pragma once
+#include "common/stream.cuh"
+
+inline int cluster_rank() { return static_cast<int>(simt::cluster_rank()); }
+inline int cluster_size() { return static_cast<int>(simt::cluster_size()); }
+inline void meet_cluster() { simt::cluster_barrier(); }
+
+template <class T>
+const T* in_block(const T* p, int rank) {
+  const char* const own = static_cast<const char*>(simt::dynamic_shared());
+  const char* const there = static_cast<const char*>(simt::dynamic_shared_of(rank));
+  return reinterpret_cast<const T*>(there + (reinterpret_cast<const char*>(p) - own));
+}
+inline float4 load_from(const float* p, int rank) { return *reinterpret_cast<const float4*>(in_block(p, rank)); }
+inline float2 load_from(const float2* p, int rank) { return *in_block(p, rank); }
