@@ -69,7 +69,7 @@ def test_both_forms_have_the_same_bits(played: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("machine", [forms.Machine(132, 228 << 10), forms.Machine(170, 100 << 10)])
-@pytest.mark.parametrize("shape", grouped.SHAPES.values(), ids=grouped.SHAPES)
+@pytest.mark.parametrize("shape", (grouped.SHAPES | grouped.SLICES).values(), ids=grouped.SHAPES | grouped.SLICES)
 def test_every_form_fits(shape: tuple[int, int, int], machine: forms.Machine) -> None:
     (rows, columns, groups), most = shape, machine.shared - 1024
     for stored in (forms._BF16, forms._E4M3):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dsv4.check.cases import grouped, mixed
-from dsv4.check.cases.linear import SHAPES, _given
+from dsv4.check.cases.linear import SHAPES, SLICES, _given
 from dsv4.check.contract import placed
 from dsv4.check.metrics import differing
 from dsv4.kernels import linear, linear_mixed, linear_wide, matmul
@@ -18,7 +18,7 @@ from dsv4.quant.tensor import QTensor
 WHOLE = 227 << 10  # bytes of shared memory that a block of Hopper can have
 
 
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("shape", (SHAPES | SLICES).values(), ids=SHAPES | SLICES)
 def test_every_matrix_of_the_releases_fits(shape: tuple[int, int]) -> None:
     rows, columns = shape
     form = linear.form(rows, columns)
@@ -32,7 +32,7 @@ def test_every_matrix_of_the_releases_fits(shape: tuple[int, int]) -> None:
         assert smem + 1024 <= WHOLE
 
 
-@pytest.mark.parametrize("shape", grouped.SHAPES.values(), ids=grouped.SHAPES)
+@pytest.mark.parametrize("shape", (grouped.SHAPES | grouped.SLICES).values(), ids=grouped.SHAPES | grouped.SLICES)
 def test_a_group_has_clusters_of_its_own(shape: tuple[int, int, int]) -> None:
     rows, columns, groups = shape
     form = linear.form(rows, columns, groups)
@@ -73,7 +73,7 @@ def test_segments_follow_from_the_shape_alone() -> None:
     ]
 
 
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("shape", (SHAPES | SLICES).values(), ids=SHAPES | SLICES)
 @pytest.mark.parametrize("tokens", [33, 64, 128, 129, 512, 4096, 8192])
 def test_every_plan_fits(shape: tuple[int, int], tokens: int) -> None:
     segments = linear.form(*shape).segments

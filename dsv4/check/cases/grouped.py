@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dsv4.check.cases.inputs import BF16, FP32, INF, NAN, normal
-from dsv4.check.cases.linear import MANY, NEAR, matrix, rows_of
+from dsv4.check.cases.linear import MANY, NEAR, RANKS, matrix, rows_of
 from dsv4.check.cases.matmul import weights
 from dsv4.check.contract import Arguments, Case, Size
 from dsv4.check.metrics import Bound, Bounds
@@ -18,8 +18,9 @@ from dsv4.ops.linear import dense, grouped_linear, grouped_scaled_matmul
 from dsv4.quant.tensor import QTensor
 
 BF16_NEAR: Bounds = {"bf16": Bound("rms", 2.5e-3)}  # one rounding; before it a sum of FP32
-# rows, columns and groups of wo_a, whole and the slice at TP8
-SHAPES = {"flash wo_a": (8192, 4096, 8), "flash wo_a of 8": (1024, 4096, 1), "pro wo_a": (16384, 4096, 16)}
+# rows, columns and groups of wo_a; a rank has whole groups of it
+SHAPES = {"flash wo_a": (8192, 4096, 8), "pro wo_a": (16384, 4096, 16)}
+SLICES = {f"{label} of {n}": (r // n, c, g // n) for label, (r, c, g) in SHAPES.items() for n in RANKS}
 SMALL = ((1, 256, 128, 2), (5, 768, 256, 3), (0, 256, 128, 2), (9, 256, 640, 1), (17, 384, 384, 3))
 # Segments, tiles and chains of every length; tokens for every form of the kernels, and more than one turn.
 LARGE = (
@@ -57,12 +58,9 @@ def _bf16() -> Iterator[Case]:
                 yield case(name=f"{_named(*shape)} {kind}", make=partial(_wide, *shape, stored), size=size)
     yield case(name="odd rows, odd codes", make=_odd)
     yield case(name="groups of half a tile", make=partial(_wide, 2, 192, 128, 3, True), refusable=True)
-    for label, (rows, columns, groups) in SHAPES.items():
-        for tokens in (1, 16, *(() if label.endswith("of 8") else MANY)):
-            make = partial(_wide, tokens, rows, columns, groups, True)
-            size = "big" if tokens < MANY[0] else "timed"
-            flops = 2 * tokens * rows * columns
-            yield case(name=f"{label} {tokens}", make=make, size=size, bench=label, flops=flops)
+    for label, (rows, columns, groups), tokens, size, flops in _timed():
+        make = partial(_wide, tokens, rows, columns, groups, True)
+        yield case(name=f"{label} {tokens}", make=make, size=size, bench=label, flops=flops)
 
 
 def _fp8() -> Iterator[Case]:
@@ -75,12 +73,19 @@ def _fp8() -> Iterator[Case]:
                 size: Size = "small" if sizes == "small" else "full"
                 yield case(name=f"{_named(*shape)} {name}", make=partial(given, *shape, dtype), size=size)
     yield case(name="groups of half a tile", make=partial(given, 2, 192, 128, 3, BF16), refusable=True)
-    for label, (rows, columns, groups) in SHAPES.items():
-        for tokens in (1, 16, *(() if label.endswith("of 8") else MANY)):
-            make = partial(given, tokens, rows, columns, groups, BF16)
-            size = "big" if tokens < MANY[0] else "timed"
-            flops = 2 * tokens * rows * columns
-            yield case(name=f"{label} {tokens}", make=make, size=size, bench=label, flops=flops)
+    for label, (rows, columns, groups), tokens, size, flops in _timed():
+        make = partial(given, tokens, rows, columns, groups, BF16)
+        yield case(name=f"{label} {tokens}", make=make, size=size, bench=label, flops=flops)
+
+
+def _timed() -> Iterator[tuple[str, tuple[int, int, int], int, Size, int]]:
+    """Label, rows, columns and groups, tokens, size of the case, operations (0 where bytes alone count)."""
+    for label, shape in SHAPES.items():
+        for tokens in (1, 16, *MANY):
+            yield label, shape, tokens, "big" if tokens < MANY[0] else "timed", 2 * tokens * shape[0] * shape[1]
+    for label, shape in SLICES.items():
+        for tokens in (1, 16):
+            yield label, shape, tokens, "timed", 0
 
 
 def _named(tokens: int, rows: int, columns: int, groups: int) -> str:

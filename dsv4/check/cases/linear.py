@@ -20,7 +20,7 @@ from dsv4.quant.tensor import QTensor
 
 # The tensor cores of Hopper add E4M3 products in about 14 bits; a sum of FP32 rounds to BF16 twice as far off.
 NEAR: Bounds = {"f32": Bound("rms", 1e-3), "bf16": Bound("rms", 2.5e-3)}
-# rows and columns by the names of the release: what decode reads at TP1, and the smallest slice at TP8
+# rows and columns by the names of the release: what decode reads at TP1
 SHAPES = {
     "flash wq_b": (32768, 1024),
     "flash wo_b": (4096, 8192),
@@ -28,13 +28,18 @@ SHAPES = {
     "flash shared w2": (4096, 2048),
     "flash wq_a wkv": (1536, 4096),
     "flash index wq_b": (8192, 1024),
-    "flash wq_b of 8": (4096, 1024),
-    "flash wo_b of 8": (4096, 1024),
     "pro wq_b": (65536, 1536),
     "pro wo_b": (7168, 16384),
     "pro shared w1 w3": (6144, 7168),
     "pro shared w2": (7168, 3072),
     "pro wq_a wkv": (2048, 7168),
+}
+RANKS = (2, 4, 8)  # GPUs that share a matrix: out of its rows, or out of its columns
+SLICES = {
+    f"{label} of {n}": (rows, columns // n) if label.endswith(("wo_b", "w2")) else (rows // n, columns)
+    for label, (rows, columns) in SHAPES.items()
+    if not label.endswith("wkv")  # which every rank reads whole
+    for n in RANKS
 }
 MANY = (64, 128, 512, 4096, 8192)  # tokens of a chunk, timed
 
@@ -48,6 +53,7 @@ def exact(given: Arguments, found: Any) -> Tensor:
 
 def cases() -> Iterator[Case]:
     yield from _product()
+    yield from _slices()
     yield from _whole_layer()
 
 
@@ -83,11 +89,18 @@ def _product() -> Iterator[Case]:
         make = partial(_given, tokens, rows, columns, BF16)
         yield case(name=f"{tokens} x {rows} x {columns}", make=make, refusable=True)
     for label, (rows, columns) in SHAPES.items():
-        for tokens in (1, 16, *(() if label.endswith("of 8") else MANY)):
+        for tokens in (1, 16, *MANY):
             make = partial(_given, tokens, rows, columns, BF16)
             size: Size = "big" if tokens < MANY[0] else "timed"
             flops = 2 * tokens * rows * columns
             yield case(name=f"{label} {tokens}", make=make, size=size, bench=label, flops=flops)
+
+
+def _slices() -> Iterator[Case]:
+    for label, (rows, columns) in SLICES.items():
+        for tokens in (1, 16):
+            make = partial(_given, tokens, rows, columns, BF16)
+            yield Case(name=f"{label} {tokens}", op=scaled_matmul, make=make, bounds=NEAR, size="timed", bench=label)
 
 
 def _whole_layer() -> Iterator[Case]:
