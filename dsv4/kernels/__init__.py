@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dsv4.ops.op import Explained
 
 _SIMT: Final = {
+    "compress_kv": ("fused",),
     "head": ("fused",),
     "matmul": ("fused",),
     "mhc_head": ("fused",),
@@ -58,6 +59,7 @@ def install() -> None:
 def _register() -> None:
     """Each family's file registers its functions when it is imported."""
     from dsv4.kernels import (  # noqa: F401
+        compress,
         experts,
         kv,
         linear,

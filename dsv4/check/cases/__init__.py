@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
-from dsv4.check.cases import experts, head, kv, linear, matmul, mhc, norm, quantize, rope, route, swiglu
+from dsv4.check.cases import compress, experts, head, kv, linear, matmul, mhc, norm, quantize, rope, route, swiglu
 from dsv4.check.contract import Case
 
 FAMILIES: Final[Mapping[str, Callable[[], Iterator[Case]]]] = {
@@ -14,6 +14,7 @@ FAMILIES: Final[Mapping[str, Callable[[], Iterator[Case]]]] = {
     "swiglu": swiglu.cases,
     "rope": rope.cases,
     "kv": kv.cases,
+    "compress": compress.cases,
     "mhc": mhc.cases,
     "linear": linear.cases,
     "matmul": matmul.cases,
