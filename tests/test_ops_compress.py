@@ -9,9 +9,22 @@ from torch import Tensor
 from dsv4.model.attention import _compressor
 from dsv4.model.batch import Segment, Steps, make_batch
 from dsv4.model.layers import Scope
-from dsv4.ops.compress import block_tokens, compressor_terms, finish_entry, pool
+from dsv4.ops.compress import (
+    Compressor,
+    Ring,
+    StepTokens,
+    block_tokens,
+    compress_kv,
+    compressor_terms,
+    finish_entry,
+    pool,
+)
+from dsv4.ops.kv import read_kv
+from dsv4.ops.linear import matmul
 from dsv4.ops.norm import rms_norm
+from dsv4.ops.quantize import quantize_kv
 from dsv4.ops.rope import frequencies, rope, rotation
+from dsv4.quant.kv_rows import KvRow
 from dsv4.taps import listening
 from tests import golden_model
 from tests.devices import DEVICES, far, normal
@@ -79,6 +92,35 @@ def test_an_entry_is_normalised_and_turned_to_its_first_position() -> None:
     entry, norm, steps = normal("e", 3, 16), normal("n", 16), frequencies(8, 160000.0)
     turn = rotation(torch.tensor([0, 4, 128]), steps)
     assert torch.equal(finish_entry(entry, norm, turn, 1e-6), rope(rms_norm(entry, norm, 1e-6), turn))
+
+
+# --- a step in one op -------------------------------------------------------------------------------------------------
+
+
+def test_a_step_stores_what_the_model_keeps() -> None:
+    """Step by step, and rounded, turned and stored once, as `Attention.remember` does it with rings of its own."""
+    ratio, dims, tokens = 4, 128, 23
+    x, slot, length = normal("x", tokens, 16), 1, 13
+    project, ape, norm = normal("p", 4 * dims, 16), normal("a", ratio, 2, 2 * dims), normal("n", dims)
+    ape[:, 0] = 0
+    weights, steps = Compressor(project, ape, norm), frequencies(64, 160000.0)
+    layout = KvRow(dims, 64)
+    pages = torch.zeros(1, layout.page_bytes(8), dtype=torch.uint8)
+    ring = Ring(torch.full((2 * length, 2, 2 * dims), float("nan")), length)
+    for start, stop in ((0, 2), (2, 3), (3, 4), (4, 11), (11, 12), (12, tokens)):
+        positions = torch.arange(start, stop)
+        turn, slots = rotation(positions // ratio * ratio, steps), torch.full_like(positions, slot)
+        projected = matmul(x[start:stop], project)
+        step = StepTokens(slots, positions, positions // ratio)
+        compress_kv(projected, ape, norm, 1e-6, turn, step, ring, stop - start, pages)
+    terms, ends = compressor_terms(x, weights, torch.arange(tokens)), torch.arange(ratio - 1, tokens, ratio)
+    needed = block_tokens(ends, ratio)
+    entries = pool(terms[needed.clamp(min=0)], needed, ratio, torch.bfloat16)
+    kept = quantize_kv(finish_entry(entries, norm, rotation(ends + 1 - ratio, steps), 1e-6), 64)
+    assert torch.equal(read_kv(pages, torch.arange(len(ends)), dims, 64), kept)
+    last = torch.arange(tokens - length, tokens)
+    assert torch.equal(ring.terms[slot * length + last % length], terms[last])
+    assert bool(ring.terms[:length].isnan().all())
 
 
 # --- which blocks a step ends ----------------------------------------------------------------------------------------

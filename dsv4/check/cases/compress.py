@@ -228,7 +228,7 @@ def steps(ratio: int) -> Iterator[tuple[str, Sequence[Run], int]]:
     nobody = Run(-1, 3, 1)
     yield "some that are nobody's", [nobody, Run(1, 2 * ratio - 3, 3), nobody, Run(0, ratio - 1, 1), nobody], usual
     yield "some not stored", [Run(1, 2 * ratio - 1, 1, stored=False), Run(2, ratio - 2, 2)], usual
-    wrapped = [Run(n, 7 * ratio + 1 + n, 5) for n in range(3)]
+    wrapped = [Run(n, 7 * ratio - 3 + n, 5) for n in range(3)]
     yield "rings that wrap around", wrapped, usual + 3
     yield "rings as short as can be", wrapped, usual - 8
     yield "more tokens than a ring has", [Run(1, ratio - 2, 3 * ratio + 3), Run(0, 1, 2)], usual - 7
