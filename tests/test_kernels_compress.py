@@ -20,6 +20,7 @@ from dsv4.ops.rope import Rotation, frequencies, rotation
 from dsv4.quant.kv_rows import KvRow
 from tests import shim
 from tests.devices import normal
+from tests.shim.everyday import problems
 
 WHERE = pytest.mark.parametrize("device", ["shim", pytest.param("cuda", marks=pytest.mark.gpu)])
 PAGE = 64
@@ -154,6 +155,13 @@ def test_one_launch_and_two_leave_the_same(ratio: int, device: str, monkeypatch:
     many = whole(ratio, device, x)
     assert few.same(many)
     assert torch.equal(few.ring.terms.nan_to_num(), many.ring.terms.nan_to_num())
+
+
+@pytest.mark.parametrize("label", ["ending of 4, 64", "drafts across ends of 128", "odd numbers of 128"])
+def test_a_case_as_of_many_tokens(label: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several blocks end within a block of threads: the first warp stores one while the others pool the next."""
+    monkeypatch.setattr(compress, "FEW", 0)
+    assert problems(f"compress_kv: {label}") == []
 
 
 def test_the_ring_is_written_by_the_same_launch_where_it_is_long_enough() -> None:

@@ -122,6 +122,8 @@ WATCHED = (
     "swiglu_quant: mxfp4 3 x 272 bf16",
     "q_norm_rope: 1 x 2 x 128 bf16",
     "write_kv: one token bf16",
+    "compress_kv: a token that ends a block of 128",
+    "compress_kv: more tokens than a ring has of 4",
 )
 
 

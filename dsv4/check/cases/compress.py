@@ -33,7 +33,7 @@ def near(ends: int, tokens: int) -> Bounds:
     part = ends / max(tokens, 1)
     return {
         "numbers": Bound("ulp", 1, share=0.003 * part),
-        "turned": Bound("ulp", 16, share=0.03 * part, floor=2.0**-22),
+        "turned": Bound("ulp", 128, share=0.016 * part, floor=2.0**-22),
     }
 
 
@@ -193,7 +193,6 @@ def _kv() -> Iterator[Case]:
     for dims, ratio, rotated in ((256, 4, 64), (512, 8, 64), (512, 4, 32), (200, 4, 64)):
         make = partial(given_kv, ratio, one, rings(ratio), dims=dims, rotated=rotated)
         yield refused(name=f"{dims} wide, {rotated} rotated, of {ratio}", make=make)
-    far = near(4 * 64, BIG)
     bounds = near(BIG // 4, BIG)
     yield judged(
         name=f"{BIG} tokens",
@@ -207,8 +206,8 @@ def _kv() -> Iterator[Case]:
         name="past 2 GiB",
         make=partial(given_kv, 4, [Run(n, 4 * n + 3, 8) for n in range(32)], 16, far=True),
         outcome=stored,
-        bounds=far,
-        unfused_bounds=far,
+        bounds=near(64, 256),
+        unfused_bounds=near(64, 256),
         size="big",
     )
 
