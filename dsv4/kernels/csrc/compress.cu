@@ -73,11 +73,50 @@ struct KvRows {
   }
 };
 
+// Index keys, spread over their dimensions by a Hadamard matrix unless `plain`; of 128 lanes' columns the upper half is
+// zeros. Bytes: dsv4/quant/index_keys.py.
+struct Keys {
+  static constexpr int DIMS = 128;
+  Pages pages;
+  int plain;
+
+  // In Sylvester's order: at each step numbers that are so far apart become their sum and their difference.
+  __device__ static void spread(float (&v)[8], int lane) {
+#pragma unroll
+    for (int apart = 1; apart < EIGHT; apart *= 2)
+#pragma unroll
+      for (int j = 0; j < EIGHT; j++)
+        if (!(j & apart)) {
+          const float x = v[j], y = v[j | apart];
+          v[j] = x + y, v[j | apart] = x - y;
+        }
+#pragma unroll
+    for (int apart = 1; apart < DIMS / EIGHT; apart *= 2)
+#pragma unroll
+      for (int j = 0; j < EIGHT; j++) {
+        const float other = __shfl_xor_sync(ALL_LANES, v[j], apart);
+        v[j] = lane & apart ? other - v[j] : v[j] + other;
+      }
+#pragma unroll
+    for (int j = 0; j < EIGHT; j++) v[j] *= 0.08838834764f;  // 128^-1/2
+    rounded8<bf16>(v);
+  }
+};
+
+// E2M1 per 32 and UE8M0 scales: 64 + 4 bytes.
+struct Fp4Keys : Keys {
+  __device__ void store(Entry<DIMS>& entry, i64 row) const {
+    if (!plain) spread(entry.v[0], entry.lane);
+    const CacheRow out(pages, row);
+    Mxfp4<bf16>::store(entry.v[0], 1.0f, {out.row, out.scales, DIMS}, 0, entry.column(0));
+  }
+};
+
 struct Finish {
   const float* norm;
   float eps;
   const float *cos, *sin;  // of every token's block
-  int keep;                // whether the ring is written
+  int keep;                // whether the ring is written too: of one token a block of threads
 };
 
 template <class B, class Rows>
@@ -92,11 +131,7 @@ __device__ __forceinline__ void compress(const Step& step, const Finish& finish,
   }
   pdl_wait();
   const int first = blockIdx.x * step.each, count = min(step.each, step.tokens - first);
-  bool ends = false;
-  if (lane < count) {
-    const i64 position = step.positions[first + lane];
-    ends = (static_cast<u32>(position) + 1) % B::RATIO == 0 && step.slots[first + lane] >= 0 && step.rows[first + lane] >= 0;
-  }
+  const bool ends = lane < count && step.ends(first + lane, B::RATIO);
   int which = 0;
   for (u32 left = __ballot_sync(ALL_LANES, ends); left; left &= left - 1, which ^= 1) {  // the same in every warp
     const int token = first + __ffs(left) - 1;
@@ -121,7 +156,7 @@ __device__ __forceinline__ void compress(const Step& step, const Finish& finish,
       to.store(entry, step.rows[token]);
     }
   }
-  if (finish.keep) keep_terms(step, first, count, B::RATIO, B::CHANNELS);
+  if (finish.keep) keep_terms(step, first, B::RATIO, B::CHANNELS);
 }
 
 #define STEP                                                                                                         \
@@ -148,7 +183,5 @@ COMPRESS_KV(128, 512)
 extern "C" __global__ void __launch_bounds__(256) compress_keep(STEP, int ratio, int channels) {
   pdl_trigger();
   pdl_wait();
-  const int first = blockIdx.x * each;
-  keep_terms({projected, stride, ape, slots, positions, rows, tokens, each, ring, length}, first,
-             min(each, tokens - first), ratio, channels);
+  keep_terms({projected, stride, ape, slots, positions, rows, tokens, each, ring, length}, blockIdx.x, ratio, channels);
 }

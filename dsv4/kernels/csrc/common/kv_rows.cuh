@@ -47,5 +47,6 @@ __device__ __forceinline__ void store_kv8(float (&v)[8], int column, int first, 
 // Zeros behind the scales.
 __device__ __forceinline__ void pad_scales(const CacheRow& out, int first, int scale_bytes, int lane) {
   const int used = (first + KV_BLOCK - 1) / KV_BLOCK;
+#pragma unroll 1
   for (int pad = used + lane; pad < scale_bytes; pad += 32) out.scales[pad] = 0;
 }

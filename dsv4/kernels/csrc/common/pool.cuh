@@ -16,10 +16,18 @@ struct Step {
   float* ring;
   int length;  // of the ring of one sequence
 
-  // Whether the token `by` places from this one stands there, so many positions on.
+  // Whether the token `by` places from this one stands there, so many positions on. Both numbers are on their way before
+  // one is looked at, here and below: a chain of them would take as long as the terms.
   __device__ bool has(int token, int by, i64 slot, i64 position) const {
-    const int at = token + by;
-    return at >= 0 && at < tokens && slots[at] == slot && positions[at] == position + by;
+    const int at = token + by, near = min(max(at, 0), tokens - 1);
+    const i64 there = slots[near], then = positions[near];
+    return (at == near) & (there == slot) & (then == position + by);
+  }
+
+  // Whether a block ends here that is stored.
+  __device__ bool ends(int token, int ratio) const {
+    const i64 slot = slots[token], position = positions[token], row = rows[token];
+    return ((static_cast<u32>(position) + 1) % static_cast<u32>(ratio) == 0) & (slot >= 0) & (row >= 0);
   }
 
   __device__ float* ring_row(i64 slot, i64 position, int width) const {
@@ -45,21 +53,28 @@ __device__ __forceinline__ void store4(float* p, const float (&v)[4]) {
   *reinterpret_cast<float4*>(p) = words;
 }
 
-// The terms of `count` tokens into the ring, but of those whose place a later one takes.
-__device__ __forceinline__ void keep_terms(const Step& step, int first, int count, int ratio, int channels) {
-  const int pieces = channels / 2;  // of four numbers, the first half of them values
-#pragma unroll 4
-  for (int i = threadIdx.x; i < count * pieces; i += blockDim.x) {
-    const int token = first + i / pieces, piece = i % pieces;
-    const i64 slot = step.slots[token], position = step.positions[token];
-    float v[4], bias[4] = {};
-    load4(v, step.projected + token * step.stride + piece * 4);
-    const int inside = static_cast<u32>(position) % static_cast<u32>(ratio);
-    if (2 * piece >= pieces) load4_shared(bias, step.ape + inside * 2 * channels + piece * 4);
-    if (slot < 0 || step.has(token, step.length, slot, position)) continue;
+// The terms of a token into the ring, unless a later one takes their place.
+__device__ __forceinline__ void keep_terms(const Step& step, int token, int ratio, int channels) {
+  const i64 slot = step.slots[token], position = step.positions[token];
+  if (slot < 0 || step.has(token, step.length, slot, position)) return;
+  const float* const from = step.projected + token * step.stride;
+  const float* const bias = step.ape + static_cast<u32>(position) % static_cast<u32>(ratio) * 2 * channels;
+  float* const to = step.ring_row(slot, position, 2 * channels);
+  constexpr int N = 4;  // of them are on their way before the first is stored
+  const int apart = blockDim.x * 4;
+#pragma unroll 1
+  for (int first = threadIdx.x * 4; first < 2 * channels; first += N * apart) {
+    float v[N][4], b[N][4];
 #pragma unroll
-    for (int c = 0; c < 4; c++) v[c] += bias[c];
-    store4(step.ring_row(slot, position, 2 * channels) + piece * 4, v);
+    for (int k = 0; k < N; k++)
+      if (const int at = first + k * apart; at < 2 * channels) load4(v[k], from + at), load4_shared(b[k], bias + at);
+#pragma unroll
+    for (int k = 0; k < N; k++) {
+      if (first + k * apart >= 2 * channels) break;
+#pragma unroll
+      for (int c = 0; c < 4; c++) v[k][c] += b[k][c];  // zeros of the values
+      store4(to + first + k * apart, v[k]);
+    }
   }
 }
 
