@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dsv4.ops.op import Explained
 
 _SIMT: Final = {
+    "compress_keys": ("fused",),
     "compress_kv": ("fused",),
     "head": ("fused",),
     "matmul": ("fused",),

@@ -11,8 +11,9 @@ from dsv4.kernels.heads import need_turn
 from dsv4.kernels.kv import refuse_pages
 from dsv4.kernels.launch import Kernel, need
 from dsv4.kernels.rows import need_vector
-from dsv4.ops.compress import OVERLAPPED, Ring, StepTokens, compress_kv
+from dsv4.ops.compress import OVERLAPPED, Ring, StepTokens, compress_keys, compress_kv
 from dsv4.ops.rope import Rotation
+from dsv4.quant.index_keys import DIMS, FP4_KEY, FP8_KEY, KeyRow
 from dsv4.quant.kv_rows import KvRow
 
 FEW: Final = 512  # tokens up to which one launch writes the ring too, a block of threads a token
@@ -20,6 +21,10 @@ _STEP: Final = "p l p p p p i i p i"  # as in csrc/compress.cu
 _FINISH: Final = "p f p p i"
 _KV: Final = {
     ratio: Kernel("compress.cu", f"compress_kv_{ratio}", _STEP + _FINISH + "p l i i i") for ratio in (OVERLAPPED, 128)
+}
+_KEYS: Final = {
+    layout: Kernel("compress.cu", f"compress_keys_{layout.name}", _STEP + _FINISH + "p l i i i i")
+    for layout in (FP4_KEY, FP8_KEY)
 }
 _KEEP: Final = Kernel("compress.cu", "compress_keep", _STEP + "i i")
 _KV_DIMS: Final = 512
@@ -56,9 +61,8 @@ def _refuse_kv(
     most: int,
     pages: Tensor,
 ) -> str | None:
-    if pages.stride(1) != 1 or pages.stride(0) % 8:
-        return f"pages have stride {list(pages.stride())}: they have to begin at multiples of 8 bytes"
-    return _refuse(projected, ape, turn, ring, _KV_DIMS) or refuse_pages(pages, _KV_DIMS, _TURNED)
+    refused = _refuse(projected, ape, turn, ring, _KV_DIMS) or refuse_pages(pages, _KV_DIMS, _TURNED)
+    return refused or _refuse_stride(pages)
 
 
 @compress_kv.impl("fused", accepts=_refuse_kv)
@@ -73,10 +77,58 @@ def _compress_kv(
     most: int,
     pages: Tensor,
 ) -> None:
-    layout = KvRow(_KV_DIMS, _TURNED)
-    need(pages, "pages", shape=(None, None), dtype=torch.uint8, device=projected.device, contiguous=False, align=16)
-    places = pages, pages.stride(0), layout.page_rows(pages.shape[1]), layout.row_bytes, layout.scale_bytes
+    places = _places(pages, KvRow(_KV_DIMS, _TURNED), projected.device)
     _run(_KV[ape.shape[0]], _KV_DIMS, projected, ape, norm, eps, turn, tokens, ring, most, places)
+
+
+def _refuse_keys(
+    projected: Tensor,
+    ape: Tensor,
+    norm: Tensor,
+    eps: float,
+    turn: Rotation,
+    tokens: StepTokens,
+    ring: Ring,
+    most: int,
+    pages: Tensor,
+    layout: KeyRow,
+    spread: bool = True,
+) -> str | None:
+    if ape.shape[0] != OVERLAPPED:
+        return f"index keys of blocks of {ape.shape[0]} tokens; kernels pool {OVERLAPPED}"
+    if not layout.page_rows(pages.shape[1]):
+        return f"a page has {pages.shape[1]} bytes and holds no key"
+    return _refuse(projected, ape, turn, ring, DIMS) or _refuse_stride(pages)
+
+
+@compress_keys.impl("fused", accepts=_refuse_keys)
+def _compress_keys(
+    projected: Tensor,
+    ape: Tensor,
+    norm: Tensor,
+    eps: float,
+    turn: Rotation,
+    tokens: StepTokens,
+    ring: Ring,
+    most: int,
+    pages: Tensor,
+    layout: KeyRow,
+    spread: bool = True,
+) -> None:
+    places = *_places(pages, layout, projected.device), int(spread)
+    _run(_KEYS[layout], DIMS, projected, ape, norm, eps, turn, tokens, ring, most, places)
+
+
+def _refuse_stride(pages: Tensor) -> str | None:
+    if pages.stride(1) != 1 or pages.stride(0) % 8:
+        return f"pages have stride {list(pages.stride())}: they have to begin at multiples of 8 bytes"
+    return None
+
+
+def _places(pages: Tensor, layout: KvRow | KeyRow, device: torch.device) -> tuple[Tensor | int, ...]:
+    """`Pages` of csrc/common/kv_rows.cuh."""
+    need(pages, "pages", shape=(None, None), dtype=torch.uint8, device=device, contiguous=False, align=16)
+    return pages, pages.stride(0), layout.page_rows(pages.shape[1]), layout.row_bytes, layout.scale_bytes
 
 
 def _run(

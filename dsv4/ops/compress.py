@@ -11,7 +11,9 @@ from dsv4.ops.kv import write_kv
 from dsv4.ops.linear import matmul
 from dsv4.ops.norm import rms_norm
 from dsv4.ops.op import op
+from dsv4.ops.quantize import hadamard
 from dsv4.ops.rope import Rotation, rope
+from dsv4.quant.index_keys import KeyRow
 
 OVERLAPPED = 4  # the ratio whose blocks overlap by one
 
@@ -107,6 +109,33 @@ def compress_kv(
     """
     entries, ends = _pooled(projected, ape, tokens, ring)
     write_kv(entries, norm, eps, Rotation(turn.cos[ends], turn.sin[ends]), pages, tokens.rows[ends])
+
+
+@op
+def compress_keys(
+    projected: Tensor,
+    ape: Tensor,
+    norm: Tensor,
+    eps: float,
+    turn: Rotation,
+    tokens: StepTokens,
+    ring: Ring,
+    most: int,
+    pages: Tensor,
+    layout: KeyRow,
+    spread: bool = True,
+) -> None:
+    """`compress_kv` of the indexer's keys; pages: uint8 [P, page bytes] of `layout`.
+
+    spread: over their dimensions by a Hadamard matrix and rounded to BF16, as queries that meet them have to be too.
+    Mutates `pages` and `ring`.
+    """
+    entries, ends = _pooled(projected, ape, tokens, ring)
+    keys = finish_entry(entries, norm, Rotation(turn.cos[ends], turn.sin[ends]), eps)
+    data, scales = layout.encode(hadamard(keys) if spread else keys)
+    page, row, scale = layout.spans(pages, tokens.rows[ends])
+    for first, bytes_ in ((row, data), (scale, scales)):
+        pages[page.unsqueeze(1), first.unsqueeze(1) + torch.arange(bytes_.shape[1], device=pages.device)] = bytes_
 
 
 def _pooled(projected: Tensor, ape: Tensor, tokens: StepTokens, ring: Ring) -> tuple[Tensor, Tensor]:

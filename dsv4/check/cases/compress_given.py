@@ -14,6 +14,7 @@ from dsv4.check.cases.norm import EPS
 from dsv4.check.contract import Arguments
 from dsv4.ops.compress import Ring, StepTokens
 from dsv4.ops.rope import frequencies, rotation
+from dsv4.quant.index_keys import DIMS, KeyRow
 
 SLOTS = 4  # at least
 FAR = 2**31  # what an int cannot hold
@@ -47,8 +48,32 @@ def given_kv(
     far: bool = False,
 ) -> Arguments:
     """page: rows of one. between: bytes between two of them. far: the last is 2^31 bytes behind the first."""
-    size = page_bytes(page, dims, rotated)
     step = _step(ratio, runs, length, settled, dims, rotated, beside)
+    return _with_pages(step, ratio, runs, page, page_bytes(page, dims, rotated), between, far)
+
+
+def given_keys(
+    layout: KeyRow,
+    spread: bool,
+    ratio: int,
+    runs: Sequence[Run],
+    length: int,
+    *,
+    settled: bool = False,
+    page: int = 64,
+    between: int = 0,
+    beside: int = 0,
+    far: bool = False,
+) -> Arguments:
+    """The same of index keys."""
+    step = _step(ratio, runs, length, settled, DIMS, 64, beside)
+    return *_with_pages(step, ratio, runs, page, layout.page_bytes(page), between, far), layout, spread
+
+
+def _with_pages(
+    step: Arguments, ratio: int, runs: Sequence[Run], page: int, size: int, between: int, far: bool
+) -> Arguments:
+    """Arguments 0 to 8. page and size: rows and bytes of one."""
     tokens = step[5]
     count = FAR // size + 2 if far else -(-max(2, 4 * _blocks(tokens, ratio)) // page)
     tokens = tokens._replace(rows=_rows(tokens, ratio, count * page, runs))
@@ -62,7 +87,7 @@ def given_kv(
 
 def _step(
     ratio: int, runs: Sequence[Run], length: int, settled: bool, dims: int, rotated: int, beside: int
-) -> tuple[Tensor, Tensor, Tensor, float, object, StepTokens, Ring, int]:
+) -> Arguments:
     """Arguments 0 to 7. settled: the ring holds already what the tokens will leave there, else NaN but in what they
     may read."""
     width = dims * (2 if ratio == 4 else 1)
