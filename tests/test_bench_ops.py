@@ -27,6 +27,7 @@ BYTES = {
     ("write_kv", "flash 1"): 2 * 512 + 4 * 512 + 2 * 64 * 4 + 8 + 584,
     ("read_kv", "flash 1"): 584 + 8 + 2 * 512,
     ("compress_kv", "ending of 4, 1"): 2 * 8192 + 7 * 4096 + 4096 + 24 + 4 * 512 + 2 * 64 * 4 + 584,
+    ("compress_keys", "ending of 4, fp4, 1"): 2 * 2048 + 7 * 1024 + 1024 + 24 + 4 * 128 + 2 * 64 * 4 + 68,
     ("compress_kv", "no end of 128, 1"): 2 * 4096 + 2048 + 24 + 4 * 512,
     ("mhc_post", "flash 1"): 2 * D + 4 * M + 4 * M * M + 2 * 2 * M * D,
     ("mhc_pre", "flash 1"): 2 * M * D + 4 * (24 * M * D + 2 * 24) + 2 * D + 4 * M + 4 * M * M,
