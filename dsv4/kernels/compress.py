@@ -31,6 +31,7 @@ _KV_DIMS: Final = 512
 _TURNED: Final = 64
 _MANY: Final = {OVERLAPPED: 4, 128: 32}  # tokens of a block of threads, where there are more than a few
 _KEEPERS: Final = 256  # threads
+_KEPT: Final = 8  # tokens of them
 
 
 def _refuse(projected: Tensor, ape: Tensor, turn: Rotation, ring: Ring, dims: int) -> str | None:
@@ -163,4 +164,4 @@ def _run(
     finish = (norm, eps, *turn, int(once))
     kernel(-(-count // each), dims // 4 * runs, *step(each), *finish, *places, pdl=True)
     if not once:
-        _KEEP(count, _KEEPERS, *step(1), ratio, width // 2, pdl=True)
+        _KEEP(-(-count // _KEPT), _KEEPERS, *step(_KEPT), ratio, width // 2, pdl=True)

@@ -169,7 +169,7 @@ __device__ __forceinline__ void compress(const Step& step, const Finish& finish,
       to.store(entry, step.rows[token]);
     }
   }
-  if (finish.keep) keep_terms(step, first, B::RATIO, B::CHANNELS);
+  if (finish.keep && step.keeps(first)) keep_terms(step, first, B::RATIO, B::CHANNELS);
 }
 
 #define STEP                                                                                                         \
@@ -211,5 +211,9 @@ COMPRESS_KEYS(fp8, Fp8Keys)
 extern "C" __global__ void __launch_bounds__(256) compress_keep(STEP, int ratio, int channels) {
   pdl_trigger();
   pdl_wait();
-  keep_terms({projected, stride, ape, slots, positions, rows, tokens, each, ring, length}, blockIdx.x, ratio, channels);
+  const Step step{projected, stride, ape, slots, positions, rows, tokens, each, ring, length};
+  const int first = blockIdx.x * each, lane = threadIdx.x % 32;
+  const bool keeps = lane < min(each, tokens - first) && step.keeps(first + lane);
+  for (u32 left = __ballot_sync(ALL_LANES, keeps); left; left &= left - 1)
+    keep_terms(step, first + __ffs(left) - 1, ratio, channels);
 }

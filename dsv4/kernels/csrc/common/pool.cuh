@@ -30,6 +30,12 @@ struct Step {
     return ((static_cast<u32>(position) + 1) % static_cast<u32>(ratio) == 0) & (slot >= 0) & (row >= 0);
   }
 
+  // Whether its terms go to the ring: no later one takes their place.
+  __device__ bool keeps(int token) const {
+    const i64 slot = slots[token];
+    return (slot >= 0) & !has(token, length, slot, positions[token]);
+  }
+
   __device__ float* ring_row(i64 slot, i64 position, int width) const {
     return ring + (slot * length + static_cast<u32>(position) % static_cast<u32>(length)) * width;
   }
@@ -53,10 +59,9 @@ __device__ __forceinline__ void store4(float* p, const float (&v)[4]) {
   *reinterpret_cast<float4*>(p) = words;
 }
 
-// The terms of a token into the ring, unless a later one takes their place.
+// The terms of a token into the ring.
 __device__ __forceinline__ void keep_terms(const Step& step, int token, int ratio, int channels) {
   const i64 slot = step.slots[token], position = step.positions[token];
-  if (slot < 0 || step.has(token, step.length, slot, position)) return;
   const float* const from = step.projected + token * step.stride;
   const float* const bias = step.ape + static_cast<u32>(position) % static_cast<u32>(ratio) * 2 * channels;
   float* const to = step.ring_row(slot, position, 2 * channels);
