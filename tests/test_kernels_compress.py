@@ -17,7 +17,7 @@ from dsv4 import kernels
 from dsv4.kernels import compress
 from dsv4.ops.compress import Ring, StepTokens, compress_keys, compress_kv
 from dsv4.ops.rope import Rotation, frequencies, rotation
-from dsv4.quant.index_keys import FP4_KEY, FP8_KEY, KeyRow
+from dsv4.quant.index_keys import FP4_KEYS, FP8_KEYS, SCALE_BYTES, KeyLayout
 from dsv4.quant.kv_rows import KvRow
 from tests import shim
 from tests.devices import normal
@@ -32,7 +32,7 @@ class Kind(NamedTuple):
 
     ratio: int
     dims: int
-    layout: KvRow | KeyRow
+    layout: KvRow | KeyLayout
 
     @property
     def width(self) -> int:
@@ -47,7 +47,7 @@ class Kind(NamedTuple):
 
 
 FOUR, LONG = Kind(4, 512, KvRow(512, 64)), Kind(128, 512, KvRow(512, 64))
-KINDS = {"4": FOUR, "128": LONG, "fp4": Kind(4, 128, FP4_KEY), "fp8": Kind(4, 128, FP8_KEY)}
+KINDS = {"4": FOUR, "128": LONG, "fp4": Kind(4, 128, FP4_KEYS), "fp8": Kind(4, 128, FP8_KEYS)}
 EACH = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 WHERE = pytest.mark.parametrize("device", ["shim", pytest.param("cuda", marks=pytest.mark.gpu)])
 
@@ -82,9 +82,10 @@ class Cache:
 
     def rows(self, slot: int, count: int) -> tuple[Tensor, Tensor]:
         """The bytes of the first entries of a sequence."""
-        layout = self.kind.layout
-        data, scales = self.pages[slot, : PAGE * layout.row_bytes], self.pages[slot, PAGE * layout.row_bytes :]
-        return data[: count * layout.row_bytes], scales[: count * layout.scale_bytes]
+        layout, page = self.kind.layout, self.pages[slot]
+        row = layout.row_bytes if isinstance(layout, KvRow) else layout.data_bytes
+        scale = layout.scale_bytes if isinstance(layout, KvRow) else SCALE_BYTES
+        return page[: count * row], page[PAGE * row :][: count * scale]
 
     def same(self, other: Cache) -> bool:
         return torch.equal(self.pages, other.pages)

@@ -27,7 +27,7 @@ from dsv4.ops.linear import matmul
 from dsv4.ops.norm import rms_norm
 from dsv4.ops.quantize import hadamard, quantize_index, quantize_kv
 from dsv4.ops.rope import frequencies, rope, rotation
-from dsv4.quant.index_keys import FP4_KEY, FP8_KEY, KeyRow
+from dsv4.quant.index_keys import FP4_KEYS, FP8_KEYS, KeyLayout
 from dsv4.quant.kv_rows import KvRow
 from dsv4.quant.rounding import FP4, FP8
 from dsv4.taps import listening
@@ -150,10 +150,10 @@ def test_a_step_stores_what_the_model_keeps() -> None:
     assert bool(given.ring.terms[: given.length].isnan().all())
 
 
-@pytest.mark.parametrize("layout", [FP4_KEY, FP8_KEY], ids=lambda layout: layout.name)
-def test_keys_are_what_the_indexer_keeps(layout: KeyRow) -> None:
+@pytest.mark.parametrize("layout", [FP4_KEYS, FP8_KEYS], ids=lambda layout: layout.name)
+def test_keys_are_what_the_indexer_keeps(layout: KeyLayout) -> None:
     """Of FP4 to the bit; turned to the first position and to no other, spread or not as it was asked."""
-    rounding = FP4 if layout == FP4_KEY else FP8
+    rounding = FP4 if layout == FP4_KEYS else FP8
     wanted = {
         (first, spread): rounding(hadamard(given.entries(first)) if spread else given.entries(first))
         for given in [Stepped()]
@@ -163,8 +163,8 @@ def test_keys_are_what_the_indexer_keeps(layout: KeyRow) -> None:
     for spread in (True, False):
         given, pages = Stepped(), torch.zeros(1, layout.page_bytes(8), dtype=torch.uint8)
         given.run(compress_keys, pages, layout, spread)
-        data, scales = pages[0].split((8 * layout.row_bytes, 8 * layout.scale_bytes))
-        keys = layout.decode(data.view(8, -1), scales.view(8, -1))[: len(given.ends)]
+        data, scales = pages[0].split((8 * layout.data_bytes, 8 * 4))
+        keys = layout.decode(data.view(8, -1), scales.view(8, -1)).bfloat16()[: len(given.ends)]
         assert [case for case, key in wanted.items() if torch.equal(keys, key)] == [(3, spread)]
     assert torch.equal(wanted[3, True], quantize_index(Stepped().entries(), rounding))
 

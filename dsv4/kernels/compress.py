@@ -13,7 +13,7 @@ from dsv4.kernels.launch import Kernel, need
 from dsv4.kernels.rows import need_vector
 from dsv4.ops.compress import OVERLAPPED, Ring, StepTokens, compress_keys, compress_kv
 from dsv4.ops.rope import Rotation
-from dsv4.quant.index_keys import DIMS, FP4_KEY, FP8_KEY, KeyRow
+from dsv4.quant.index_keys import DIMS, KEY_LAYOUTS, SCALE_BYTES, KeyLayout
 from dsv4.quant.kv_rows import KvRow
 
 FEW: Final = 512  # tokens up to which one launch writes the ring too, a block of threads a token
@@ -24,7 +24,7 @@ _KV: Final = {
 }
 _KEYS: Final = {
     layout: Kernel("compress.cu", f"compress_keys_{layout.name}", _STEP + _FINISH + "p l i i i i")
-    for layout in (FP4_KEY, FP8_KEY)
+    for layout in KEY_LAYOUTS.values()
 }
 _KEEP: Final = Kernel("compress.cu", "compress_keep", _STEP + "i i")
 _KV_DIMS: Final = 512
@@ -92,12 +92,12 @@ def _refuse_keys(
     ring: Ring,
     most: int,
     pages: Tensor,
-    layout: KeyRow,
+    layout: KeyLayout,
     spread: bool = True,
 ) -> str | None:
     if ape.shape[0] != OVERLAPPED:
         return f"index keys of blocks of {ape.shape[0]} tokens; kernels pool {OVERLAPPED}"
-    if not layout.page_rows(pages.shape[1]):
+    if not layout.page_keys(pages.shape[1]):
         return f"a page has {pages.shape[1]} bytes and holds no key"
     return _refuse(projected, ape, turn, ring, DIMS) or _refuse_stride(pages)
 
@@ -113,7 +113,7 @@ def _compress_keys(
     ring: Ring,
     most: int,
     pages: Tensor,
-    layout: KeyRow,
+    layout: KeyLayout,
     spread: bool = True,
 ) -> None:
     places = *_places(pages, layout, projected.device), int(spread)
@@ -126,10 +126,13 @@ def _refuse_stride(pages: Tensor) -> str | None:
     return None
 
 
-def _places(pages: Tensor, layout: KvRow | KeyRow, device: torch.device) -> tuple[Tensor | int, ...]:
+def _places(pages: Tensor, layout: KvRow | KeyLayout, device: torch.device) -> tuple[Tensor | int, ...]:
     """`Pages` of csrc/common/kv_rows.cuh."""
     need(pages, "pages", shape=(None, None), dtype=torch.uint8, device=device, contiguous=False, align=16)
-    return pages, pages.stride(0), layout.page_rows(pages.shape[1]), layout.row_bytes, layout.scale_bytes
+    size = pages.shape[1]
+    if isinstance(layout, KvRow):
+        return pages, pages.stride(0), layout.page_rows(size), layout.row_bytes, layout.scale_bytes
+    return pages, pages.stride(0), layout.page_keys(size), layout.data_bytes, SCALE_BYTES
 
 
 def _run(

@@ -13,7 +13,7 @@ from dsv4.ops.norm import rms_norm
 from dsv4.ops.op import op
 from dsv4.ops.quantize import hadamard
 from dsv4.ops.rope import Rotation, rope
-from dsv4.quant.index_keys import KeyRow
+from dsv4.quant.index_keys import KeyLayout
 
 OVERLAPPED = 4  # the ratio whose blocks overlap by one
 
@@ -122,7 +122,7 @@ def compress_keys(
     ring: Ring,
     most: int,
     pages: Tensor,
-    layout: KeyRow,
+    layout: KeyLayout,
     spread: bool = True,
 ) -> None:
     """`compress_kv` of the indexer's keys; pages: uint8 [P, page bytes] of `layout`.

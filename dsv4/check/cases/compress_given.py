@@ -14,7 +14,7 @@ from dsv4.check.cases.norm import EPS
 from dsv4.check.contract import Arguments
 from dsv4.ops.compress import Ring, StepTokens
 from dsv4.ops.rope import frequencies, rotation
-from dsv4.quant.index_keys import DIMS, KeyRow
+from dsv4.quant.index_keys import DIMS, KeyLayout
 
 SLOTS = 4  # at least
 FAR = 2**31  # what an int cannot hold
@@ -53,7 +53,7 @@ def given_kv(
 
 
 def given_keys(
-    layout: KeyRow,
+    layout: KeyLayout,
     spread: bool,
     ratio: int,
     runs: Sequence[Run],

@@ -23,7 +23,7 @@ from dsv4.check.metrics import Bound, Bounds
 from dsv4.ops.compress import compress_keys
 from dsv4.quant import e2m1
 from dsv4.quant.formats import FP8_ROW, MXFP4
-from dsv4.quant.index_keys import FP4_KEY, FP8_KEY
+from dsv4.quant.index_keys import FP4_KEYS, FP8_KEYS
 from dsv4.quant.tensor import QTensor
 
 SIZES = {"fp4": (64, 4), "fp8": (128, 4)}  # bytes of a key's numbers, and of its scales
@@ -94,7 +94,7 @@ def sylvester(n: int) -> Tensor:
 
 
 def cases() -> Iterator[Case]:
-    for layout, spread in ((FP4_KEY, True), (FP8_KEY, True), (FP8_KEY, False)):
+    for layout, spread in ((FP4_KEYS, True), (FP8_KEYS, True), (FP8_KEYS, False)):
         more = f", {layout.name}{'' if spread else ' plain'}"
         judged = partial(Case, op=compress_keys, writes=(6, 8), moved=partial(moved, row=sum(SIZES[layout.name])))
         keys = Judged(judged, partial(given_keys, layout, spread), near, stored, exact)
