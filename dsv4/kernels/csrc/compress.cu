@@ -1,14 +1,14 @@
-// Compressors: what tokens add to their blocks goes to a ring, and blocks that end are pooled, normalised, turned to their
-// first position and stored.
+// Compressors: what tokens add to their blocks goes to a ring, and blocks that end are pooled, normalised, turned to
+// their first position and stored.
 //
-// Moves   8,192 tokens of ratio 4 into rows of 512: reads 64 MiB of terms, writes 1.1 MiB of rows, and as much of the ring
-//         as is kept of a sequence (8 KiB a token). Ratio 128 half of that. One token that ends a block of 128: 0.5 MiB,
-//         by one block of threads; of 4: 32 KiB.
-// Floor   at 3.0 TB/s: 22 us, 11 us at ratio 128. One token: latency.
-// Form    a block of threads a token, four channels a thread; at ratio 128 four runs of rows. Whether a block ends here is
-//         seen on the device. Of few tokens one launch does both: a term of this step is read from where the product left
-//         it and not from the ring, which another block of threads may write. Of many, blocks take several tokens each,
-//         and a second launch writes the ring.
+// Moves   8,192 tokens of ratio 4 into rows of 512: reads 64 MiB of terms, writes 1.1 MiB of rows, and as much of the
+//         ring as is kept of a sequence (8 KiB a token). Ratio 128 half of that, index keys a quarter. One token that
+//         ends a block of 128: 0.5 MiB, by one block of threads; of 4: 32 KiB.
+// Floor   at 3.0 TB/s: 22 us, 11 us at ratio 128, 6 us of index keys. One token: latency.
+// Form    a block of threads a token, four channels a thread; at ratio 128 four runs of rows. Whether a block ends here
+//         is seen on the device. Of few tokens one launch does both: a term of this step is read from where the product
+//         left it and not from the ring, which another block of threads may write. Of many, blocks take several tokens
+//         each, and a second launch writes the ring.
 // Measured: not yet.
 //
 // arch: sm_90a sm_100a sm_103a sm_120a
@@ -17,8 +17,8 @@
 
 constexpr int TURNED = 64;
 
-// What threads of a block tell each other. Two entries, used in turn: the first warp stores one while the others pool the
-// next.
+// What threads of a block tell each other. Two entries, used in turn: the first warp stores one while the others pool
+// the next.
 template <int DIMS>
 struct __align__(16) Entries {
   float entry[2][DIMS], turn[2][2 * TURNED], norm[DIMS];

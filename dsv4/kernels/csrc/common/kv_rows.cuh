@@ -5,8 +5,8 @@
 
 constexpr int KV_BLOCK = 64;
 
-// A paged cache, sizes in bytes. Row r lies in page r / page_rows; there are fewer than 2^32 of them. Every address in a
-// page is a multiple of eight.
+// A paged cache, sizes in bytes: page_bytes from one page to the next. Row r lies in page r / page_rows; there are fewer
+// than 2^32 of them.
 struct Pages {
   u8* pages;
   i64 page_bytes;

@@ -1,8 +1,8 @@
 // Terms of a compressor: kept in rings, and pooled by a softmax in every channel over the tokens of a block.
 //
-// The order of the sums belongs to the block: whatever memory a term is read from, and whoever comes with it, the bits are
-// the same. Eight rows at a time, of runs of 32 where there are more; in the eight ascending, each product fused with its
-// sum; what came before is weighed down to the new maximum once for all eight; then the runs ascending.
+// The order of the sums belongs to the block: whatever memory a term is read from, and whoever comes with it, the bits
+// are the same. Eight rows at a time, of runs of 32 where there are more; in the eight ascending, each product fused
+// with its sum; what came before is weighed down to the new maximum once for all eight; then the runs ascending.
 #pragma once
 #include "common/reduce.cuh"
 
@@ -16,8 +16,8 @@ struct Step {
   float* ring;
   int length;  // of the ring of one sequence
 
-  // Whether the token `by` places from this one stands there, so many positions on. Both numbers are on their way before
-  // one is looked at, here and below: a chain of them would take as long as the terms.
+  // Whether the token `by` places from this one stands there, so many positions on. Both numbers are on their way
+  // before one is looked at, here and below: a chain of them would take as long as the terms.
   __device__ bool has(int token, int by, i64 slot, i64 position) const {
     const int at = token + by, near = min(max(at, 0), tokens - 1);
     const i64 there = slots[near], then = positions[near];
@@ -83,8 +83,8 @@ __device__ __forceinline__ void keep_terms(const Step& step, int token, int rati
   }
 }
 
-// Blocks of RATIO tokens pooled into DIMS channels: four channels a thread, SPAN rows in RUNS runs. A block of four reads
-// the first half of the channels of the block before it, and the second half of its own.
+// Blocks of RATIO tokens pooled into DIMS channels: four channels a thread, SPAN rows in RUNS runs. A block of four
+// reads the first half of the channels of the block before it, and the second half of its own.
 template <int RATIO_, int DIMS_>
 struct Blocks {
   static constexpr int RATIO = RATIO_, DIMS = DIMS_;
