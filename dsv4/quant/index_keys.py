@@ -53,10 +53,8 @@ class KeyLayout(NamedTuple):
         else:
             data, step = fp8_quantize(clean, self.block)
             scales = step.masked_fill_(broken, torch.nan)
-        scales = (
-            scales.flatten().view(torch.uint8).view(*lead, SCALE_BYTES)
-        )  # flat: a scale of no vectors has any stride
-        return data.view(torch.uint8).view(*lead, self.data_bytes), scales
+        flat = scales.flatten().view(torch.uint8)  # of no vectors a matrix of scales may have any stride
+        return data.view(torch.uint8).view(*lead, self.data_bytes), flat.view(*lead, SCALE_BYTES)
 
     def codes(self, data: Tensor) -> Tensor:
         """uint8 [..., data_bytes] -> the numbers without their scales, FP32 [..., 128]."""
