@@ -18,13 +18,14 @@ from dsv4.check.contract import Case, judge
 from dsv4.check.fences import transform
 from dsv4.check.verify import check, device_for, twin
 from dsv4.cli.main import main
+from dsv4.ops.compress import compress_keys, compress_kv
 from dsv4.ops.kv import read_kv
 from dsv4.ops.mhc import Mixed, Mixer, mhc_head, mhc_post, mhc_pre
 from dsv4.ops.moe import swiglu
 from dsv4.ops.norm import rms_norm
 from dsv4.ops.op import all_ops
 from dsv4.ops.quantize import quantize
-from dsv4.ops.rope import Rotation, rope
+from dsv4.ops.rope import Rotation, frequencies, rope, rotation
 from dsv4.quant import e2m1
 from dsv4.quant.activation import blocks
 from dsv4.quant.formats import FP8_ROW, NVFP4
@@ -99,6 +100,16 @@ def scales_in_place(kv: Tensor, weight: Tensor, eps: float, turn: Rotation, page
         pages[row // tokens, row % tokens * size :][:size] = line
 
 
+def turned_to_the_last(op: Any) -> Any:
+    """Entries of compressors turned to the position of the token that ends their block."""
+
+    def run(projected: Tensor, ape: Tensor, norm: Tensor, eps: float, turn: Rotation, *rest: Any) -> None:
+        by = rotation(rest[0].positions, frequencies(turn.cos.shape[1], 160000.0, 16.0, 65536))
+        op.reference(projected, ape, norm, eps, by, *rest)
+
+    return run
+
+
 PLANTED: dict[str, tuple[str, Any]] = {
     "norm weight plus one": ("rms_norm", lambda x, w, eps: rms_norm.reference(x, w + 1, eps)),
     "eps outside the root": (
@@ -134,6 +145,9 @@ PLANTED: dict[str, tuple[str, Any]] = {
     "head not normalised": ("q_norm_rope", lambda q, eps, turn: rope.reference(q, turn)),
     "scales beside their rows": ("write_kv", scales_in_place),
     "absent rows not zero": ("read_kv", lambda pages, rows, *more: read_kv.reference(pages, rows.clamp(min=0), *more)),
+    "entries turned to the last position": ("compress_kv", turned_to_the_last(compress_kv)),
+    "keys turned to the last position": ("compress_keys", turned_to_the_last(compress_keys)),
+    "keys never spread": ("compress_keys", lambda *given: compress_keys.reference(*given[:10], False)),
     "one Sinkhorn pass too few": (
         "mhc_pre",
         with_sinkhorn(lambda real, s, m, n, *eps: real(s, m, max(1, n - 1), *eps)),

@@ -27,7 +27,7 @@ from tests.shim.build import build, kernels, library
 from tests.shim.everyday import cases, problems
 from tests.shim.probes import PROBES
 
-FILES = ("norm.cu", "quantize.cu", "moe.cu", "rope.cu", "kv.cu", "matmul.cu", "best.cu", "route.cu")
+FILES = ("norm.cu", "quantize.cu", "moe.cu", "rope.cu", "kv.cu", "matmul.cu", "best.cu", "route.cu", "compress.cu")
 
 
 @pytest.mark.parametrize("label", cases())
@@ -122,6 +122,8 @@ WATCHED = (
     "swiglu_quant: mxfp4 3 x 272 bf16",
     "q_norm_rope: 1 x 2 x 128 bf16",
     "write_kv: one token bf16",
+    "compress_kv: a token that ends a block of 128",
+    "compress_kv: more tokens than a ring has of 4",
 )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,9 +11,25 @@ from torch import Tensor
 from dsv4.model.attention import _compressor
 from dsv4.model.batch import Segment, Steps, make_batch
 from dsv4.model.layers import Scope
-from dsv4.ops.compress import block_tokens, compressor_terms, finish_entry, pool
+from dsv4.ops.compress import (
+    Compressor,
+    Ring,
+    StepTokens,
+    block_tokens,
+    compress_keys,
+    compress_kv,
+    compressor_terms,
+    finish_entry,
+    pool,
+)
+from dsv4.ops.kv import read_kv
+from dsv4.ops.linear import matmul
 from dsv4.ops.norm import rms_norm
+from dsv4.ops.quantize import hadamard, quantize_index, quantize_kv
 from dsv4.ops.rope import frequencies, rope, rotation
+from dsv4.quant.index_keys import FP4_KEYS, FP8_KEYS, KeyLayout
+from dsv4.quant.kv_rows import KvRow
+from dsv4.quant.rounding import FP4, FP8
 from dsv4.taps import listening
 from tests import golden_model
 from tests.devices import DEVICES, far, normal
@@ -79,6 +97,76 @@ def test_an_entry_is_normalised_and_turned_to_its_first_position() -> None:
     entry, norm, steps = normal("e", 3, 16), normal("n", 16), frequencies(8, 160000.0)
     turn = rotation(torch.tensor([0, 4, 128]), steps)
     assert torch.equal(finish_entry(entry, norm, turn, 1e-6), rope(rms_norm(entry, norm, 1e-6), turn))
+
+
+# --- a step in one op -------------------------------------------------------------------------------------------------
+
+
+STEPS = ((0, 2), (2, 3), (3, 4), (4, 11), (11, 12), (12, 23))
+
+
+class Stepped:
+    """23 tokens of one sequence, ratio 4, by steps: what the ops are given, and what the smaller ones make of it."""
+
+    slot, length, dims = 1, 13, 128
+
+    def __init__(self) -> None:
+        x, project = normal("x", 23, 16), normal("p", 4 * self.dims, 16)
+        self.ape, self.norm, self.steps = (
+            normal("a", 4, 2, 2 * self.dims),
+            normal("n", self.dims),
+            frequencies(64, 1.6e5),
+        )
+        self.ape[:, 0] = 0
+        self.ring = Ring(torch.full((2 * self.length, 2, 2 * self.dims), float("nan")), self.length)
+        self.projected = matmul(x, project)
+        self.terms = compressor_terms(x, Compressor(project, self.ape, self.norm), torch.arange(23))
+        self.ends = torch.arange(3, 23, 4)
+
+    def run(self, op: Callable[..., None], pages: Tensor, *more: object) -> None:
+        for start, stop in STEPS:
+            at = torch.arange(start, stop)
+            turn, slots = rotation(at // 4 * 4, self.steps), torch.full_like(at, self.slot)
+            given = self.projected[start:stop], self.ape, self.norm, 1e-6, turn, StepTokens(slots, at, at // 4)
+            op(*given, self.ring, stop - start, pages, *more)
+
+    def entries(self, first: int = 3) -> Tensor:
+        """Turned to the position that is so many before their block's last."""
+        needed = block_tokens(self.ends, 4)
+        pooled = pool(self.terms[needed.clamp(min=0)], needed, 4, torch.bfloat16)
+        return finish_entry(pooled, self.norm, rotation(self.ends - first, self.steps), 1e-6)
+
+
+def test_a_step_stores_what_the_model_keeps() -> None:
+    """Rounded, turned and stored as `Attention.remember` does it, and the ring has what the last tokens added."""
+    given, layout = Stepped(), KvRow(128, 64)
+    pages = torch.zeros(1, layout.page_bytes(8), dtype=torch.uint8)
+    given.run(compress_kv, pages)
+    kept = read_kv(pages, torch.arange(len(given.ends)), 128, 64)
+    assert torch.equal(kept, quantize_kv(given.entries(), 64))
+    assert not torch.equal(kept, quantize_kv(given.entries(0), 64))
+    last = torch.arange(23 - given.length, 23)
+    assert torch.equal(given.ring.terms[given.slot * given.length + last % given.length], given.terms[last])
+    assert bool(given.ring.terms[: given.length].isnan().all())
+
+
+@pytest.mark.parametrize("layout", [FP4_KEYS, FP8_KEYS], ids=lambda layout: layout.name)
+def test_keys_are_what_the_indexer_keeps(layout: KeyLayout) -> None:
+    """Of FP4 to the bit; turned to the first position and to no other, spread or not as it was asked."""
+    rounding = FP4 if layout == FP4_KEYS else FP8
+    wanted = {
+        (first, spread): rounding(hadamard(given.entries(first)) if spread else given.entries(first))
+        for given in [Stepped()]
+        for first in (0, 3)
+        for spread in (True, False)
+    }
+    for spread in (True, False):
+        given, pages = Stepped(), torch.zeros(1, layout.page_bytes(8), dtype=torch.uint8)
+        given.run(compress_keys, pages, layout, spread)
+        data, scales = pages[0].split((8 * layout.data_bytes, 8 * 4))
+        keys = layout.decode(data.view(8, -1), scales.view(8, -1)).bfloat16()[: len(given.ends)]
+        assert [case for case, key in wanted.items() if torch.equal(keys, key)] == [(3, spread)]
+    assert torch.equal(wanted[3, True], quantize_index(Stepped().entries(), rounding))
 
 
 # --- which blocks a step ends ----------------------------------------------------------------------------------------

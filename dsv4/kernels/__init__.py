@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from dsv4.ops.op import Explained
 
 _SIMT: Final = {
+    "compress_keys": ("fused",),
+    "compress_kv": ("fused",),
     "grouped_linear": ("fused",),
     "head": ("fused",),
     "matmul": ("fused",),
@@ -65,6 +67,7 @@ def _register() -> None:
     """Each family's file registers its functions when it is imported."""
     from dsv4.kernels import (  # noqa: F401
         attention,
+        compress,
         experts,
         kv,
         linear,

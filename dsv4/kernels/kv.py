@@ -33,7 +33,8 @@ def _pages(pages: Tensor, rows: Tensor, layout: KvRow, tokens: int) -> tuple[Ten
     return pages, size, layout.page_rows(size), layout.row_bytes, layout.scale_bytes, rows
 
 
-def _refuse_pages(pages: Tensor, dims: int, rope_dims: int) -> str | None:
+def refuse_pages(pages: Tensor, dims: int, rope_dims: int) -> str | None:
+    """Why kernels cannot take these pages of rows, or None."""
     if not pages.is_cuda:
         return f"pages is on {pages.device}"
     layout = KvRow(dims, rope_dims)
@@ -46,7 +47,7 @@ def _refuse_write(kv: Tensor, weight: Tensor, eps: float, turn: Rotation, pages:
     if kv.dim() != 2:
         return f"kv has shape {list(kv.shape)}"
     refused = refuse_heads("kv", kv) or refuse_eights(kv.shape[1], turn)
-    return refused or _refuse_pages(pages, kv.shape[1], turn.cos.shape[-1])
+    return refused or refuse_pages(pages, kv.shape[1], turn.cos.shape[-1])
 
 
 @write_kv.impl("fused", accepts=_refuse_write)
@@ -83,7 +84,7 @@ def _is_usual(kv: Tensor, weight: Tensor, turn: Rotation, layout: KvRow, pages: 
 def _refuse_read(pages: Tensor, rows: Tensor, dims: int, rope_dims: int) -> str | None:
     if dims % 8 or rope_dims % 8 or not 0 < rope_dims <= dims:
         return f"{rope_dims} of {dims} dimensions are rotated: both have to be multiples of 8"
-    return _refuse_pages(pages, dims, rope_dims)
+    return refuse_pages(pages, dims, rope_dims)
 
 
 @read_kv.impl("fused", accepts=_refuse_read)

@@ -105,3 +105,29 @@ def far_page(csrc: Path) -> Iterator[str]:
     wanted = rope(kv.float() * torch.rsqrt(kv.float().square().mean(1, keepdim=True) + 1e-6), turn)
     if float((found.float() - wanted).abs().max()) > 0.07 * float(wanted.abs().max()):
         yield "another row is read"
+
+
+@probe("terms behind 2^31 numbers")
+def far_terms(csrc: Path) -> Iterator[str]:
+    """Two tokens 2^31 numbers apart, their ring and the page of their block as far, against the same nearby."""
+    length, width, size = 16, 2048, KvRow(512, 64).page_bytes(64)
+    x, older, ape = normal("terms", 2, width), normal("older", length, width), normal("ape", 4, width)
+    turn, positions = rotation(torch.tensor([4, 4]), frequencies(64, 10000.0)), torch.tensor([6, 7])
+    found = []
+    for far in (False, True):
+        slot, page, stride = (FAR // (length * width), FAR // size + 1, FAR) if far else (1, 1, width)
+        given, ring = (reserved(torch.float32) if far else torch.zeros(2 * length * width) for _ in range(2))
+        pages = reserved(torch.uint8) if far else torch.zeros(2 * size, dtype=torch.uint8)
+        given[:width], given[stride : stride + width] = x
+        own = ring[slot * length * width :][: length * width]
+        own.copy_(older.flatten())
+        slots, rows = torch.full((2,), slot), torch.full((2,), page * 64 + 5)
+        step = (given, stride, ape, slots, positions, rows, 2, 1, ring, length)
+        finish = (torch.ones(512), 1e-6, *turn, 1)
+        places = (pages, size, 64, 576, 8)
+        shim.launch("compress.cu", "compress_kv_4", 2, 128, *step, *finish, *places, fenced=False, csrc=csrc)
+        found.append((own.clone(), pages[page * size :][:size].clone()))
+    if not torch.equal(found[0][0], found[1][0]):
+        yield "the ring is another one"
+    if not torch.equal(found[0][1], found[1][1]) or not found[0][1].any():
+        yield "the row is another one"

@@ -7,6 +7,7 @@ from typing import Final
 
 from dsv4.check.cases import (
     attend,
+    compress,
     experts,
     grouped,
     head,
@@ -31,6 +32,7 @@ FAMILIES: Final[Mapping[str, Callable[[], Iterator[Case]]]] = {
     "rope": rope.cases,
     "kv": kv.cases,
     "attend": attend.cases,
+    "compress": compress.cases,
     "mhc": mhc.cases,
     "linear": linear.cases,
     "grouped": grouped.cases,

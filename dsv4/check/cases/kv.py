@@ -44,10 +44,10 @@ def pattern(pages: int, size: int, device: torch.device | str = "cpu") -> Tensor
 def stored(given: Arguments, found: Any) -> dict[str, Tensor]:
     """What lies in the pages at the written rows, and how many bytes elsewhere are no longer what they were."""
     kv, _, _, by, pages, rows = given
-    page_tokens = _tokens(pages.shape[1], kv.shape[1], by.cos.shape[1])
-    data, scales = (pages.flatten()[at] for at in _places(rows[rows >= 0], page_tokens, pages, kv, by))
+    written = places(rows[rows >= 0], pages, kv.shape[1], by.cos.shape[1])
+    data, scales = (pages.flatten()[at] for at in written)
     before = pattern(pages.shape[0], pages.shape[1], pages.device)
-    for at in _places(rows[rows >= 0], page_tokens, pages, kv, by):
+    for at in written:
         before.view(-1)[at] = pages.view(-1)[at]
     straight = kv.shape[1] - by.cos.shape[1]
     return {
@@ -62,9 +62,9 @@ def _tokens(size: int, dims: int, rotated: int) -> int:
     return size // (dims + rotated + _scale_bytes(dims, rotated))
 
 
-def _places(rows: Tensor, tokens: int, pages: Tensor, kv: Tensor, by: Any) -> tuple[Tensor, Tensor]:
+def places(rows: Tensor, pages: Tensor, dims: int, rotated: int) -> tuple[Tensor, Tensor]:
     """Every byte of the rows and of their scales, counted from the first page's first: [T, bytes]."""
-    row, scale = kv.shape[1] + by.cos.shape[1], _scale_bytes(kv.shape[1], by.cos.shape[1])
+    row, scale, tokens = dims + rotated, _scale_bytes(dims, rotated), _tokens(pages.shape[1], dims, rotated)
     start, slot = rows // tokens * pages.shape[1], rows % tokens
     first = (start + slot * row, start + tokens * row + slot * scale)
     spans = (torch.arange(size, device=rows.device) for size in (row, scale))

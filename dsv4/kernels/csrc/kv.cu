@@ -12,31 +12,8 @@
 // The row's bytes: dsv4/quant/kv_rows.py. n and dims are multiples of eight, and so is every address in a page.
 //
 // arch: sm_90a sm_100a sm_103a sm_120a
-#include "common/formats.cuh"
-#include "common/heads.cuh"
+#include "common/kv_rows.cuh"
 #include "common/pairs.cuh"
-
-constexpr int KV_BLOCK = 64;
-
-// A paged cache, sizes in bytes. Row r lies in page r / page_rows; there are fewer than 2^32 of them.
-struct Pages {
-  u8* pages;
-  i64 page_bytes;
-  int page_rows, row_bytes, scale_bytes;
-};
-
-// The two places of one row.
-struct CacheRow {
-  u8 *row, *scales;
-
-  __device__ CacheRow(const Pages& cache, i64 r) {
-    const u32 page = static_cast<u32>(r) / static_cast<u32>(cache.page_rows),
-              slot = static_cast<u32>(r) - page * cache.page_rows;
-    u8* const start = cache.pages + page * cache.page_bytes;
-    row = start + static_cast<i64>(slot) * cache.row_bytes;
-    scales = start + static_cast<i64>(cache.page_rows) * cache.row_bytes + static_cast<i64>(slot) * cache.scale_bytes;
-  }
-};
 
 template <class T, int V>
 __device__ __forceinline__ void write_kv(const Heads<T>& kv, const float* weight, float eps, const Turn& turn,
@@ -71,24 +48,10 @@ __device__ __forceinline__ void write_kv(const Heads<T>& kv, const float* weight
     for (int j = 0; j < 8; j++) v[i][j] = w[i][j] * (v[i][j] * factor);
     rounded8<T>(v[i]);
     const bool turned = column >= first && column < kv.n;
-    if (turned) {
-      turn.eight<T>(v[i], i == V - 1 ? last : turn.angles(at.row, column - first));
-      Raw8<bf16> narrow;
-      pack(narrow, v[i]);
-      u8* const p = out.row + first + 2 * (column - first);
-      if (aligned(p, 0, 16)) {  // half a sector at a time costs twice the stores
-        *reinterpret_cast<uint4*>(p) = narrow.words;
-      } else {
-        reinterpret_cast<uint2*>(p)[0] = make_uint2(narrow.words.x, narrow.words.y);
-        reinterpret_cast<uint2*>(p)[1] = make_uint2(narrow.words.z, narrow.words.w);
-      }
-    }
-#pragma unroll
-    for (int j = 0; j < 8; j++) v[i][j] = turned ? 0.0f : v[i][j];  // they share no scale with the others
-    Fp8<KV_BLOCK>::store(v[i], 1.0f, {out.row, out.scales, first}, 0, column);
+    if (turned) turn.eight<T>(v[i], i == V - 1 ? last : turn.angles(at.row, column - first));
+    store_kv8(v[i], column, first, turned, out);
   }
-  const int used = (first + KV_BLOCK - 1) / KV_BLOCK;
-  for (int pad = used + at.lane; pad < cache.scale_bytes; pad += 32) out.scales[pad] = 0;
+  pad_scales(out, first, cache.scale_bytes, at.lane);
 }
 
 #define WRITE_KV(T, V)                                                                                               \
