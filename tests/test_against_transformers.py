@@ -186,7 +186,8 @@ class Case:
         assert agree[clear].all(), f"{label}: another token at {(clear & ~agree).nonzero().flatten().tolist()[:5]}"
 
 
-ALL = [*SHAPES, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+EVERYDAY = ("flash pattern", "pro pattern", "odd widths, one group", "strong yarn", "FP8 and FP4 files")
+ALL = [pytest.param(name, marks=[] if name in EVERYDAY else [pytest.mark.slow]) for name in SHAPES | SLOW]
 STEPS = (1, 1, 1, 1, 122, 1, 1, 1, 1, 125, 1, 1, 1, 1, 41)  # decodes 1-3, 126-129, 255-258 with chunks between
 
 

@@ -33,6 +33,7 @@ from dsv4.quant.kv_rows import KvRow
 from dsv4.quant.tensor import QTensor
 
 EVERYDAY = [case for case in cases() if case.size in ("small", "full")]
+SLOWLY = [pytest.param(case, marks=[pytest.mark.slow] if case.size == "full" else []) for case in EVERYDAY]
 FAKE = FakeTensorMode()
 
 
@@ -44,7 +45,7 @@ def wrong(found: list[Any]) -> list[str]:
     return [f"{v.implementation}: {v.check} {v.leaf} {v.distance}" for v in found if not v.ok]
 
 
-@pytest.mark.parametrize("case", EVERYDAY, ids=labelled)
+@pytest.mark.parametrize("case", SLOWLY, ids=labelled)
 def test_the_reference_keeps_the_contract(case: Case) -> None:
     """Fences, repetition, company, the smaller ops of a fused one, and an oracle that was written apart."""
     assert wrong(judge(case, case.op.reference, "reference")) == []

@@ -58,8 +58,8 @@ def in_form(form: Plan, given: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch,
 FORMS = (
     ("32 heads, 64 + 70 rows", 5),
     ("absent entries", 5),
-    ("a token without entries", 5),
-    ("huge scores", 5),
+    pytest.param("a token without entries", 5, marks=pytest.mark.slow),
+    pytest.param("huge scores", 5, marks=pytest.mark.slow),
     pytest.param("4 heads, 5 + 2200 rows", 1, marks=pytest.mark.slow),
     pytest.param("32 heads, 128 + 1024 rows", 10, marks=pytest.mark.slow),
 )
@@ -75,7 +75,7 @@ def test_no_form_changes_a_bit(name: str, least: int, monkeypatch: pytest.Monkey
     assert [form for form, one in zip(chosen, found, strict=True) if differing(one, found[0])] == []
 
 
-@pytest.mark.parametrize("more", [1, 60, 300, pytest.param(2500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("more", [60, *(pytest.param(more, marks=pytest.mark.slow) for more in (1, 300, 2500))])
 def test_absent_entries_behind_change_no_bit(more: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where the longest sequence of a step says how long all lists are: other chunks, strands and blocks."""
     q, near, near_rows, far, far_rows, *rest = played()["attend: rows listed twice"].make()
