@@ -1,4 +1,4 @@
-"""Attention's kernel on this CPU: clusters, copies and tensor cores played as the PTX manual has them, in every form."""
+"""Attention's kernel on this CPU, in every form: clusters, copies and tensor cores as the PTX manual has them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ FORMS = (
     ("absent entries", 5),
     ("a token without entries", 5),
     ("huge scores", 5),
-    pytest.param("4 heads, 5 + 2200 rows", 1, marks=pytest.mark.slow),
+    pytest.param("4 heads, 5 + 2060 rows", 1, marks=pytest.mark.slow),
     pytest.param("32 heads, 128 + 1024 rows", 10, marks=pytest.mark.slow),
 )
 

@@ -226,7 +226,7 @@ def test_arguments_by_keyword(rig: SimpleNamespace) -> None:
         ({"rms_nrom": "auto"}, "no such op; got rms_nrom; wanted rms_norm"),
         ({"rms_norm": "fastest"}, "no such choice for rms_norm; got fastest; wanted auto or covered or reference or"),
         ({"*": "even"}, r"no such choice for \*; got even"),
-        ({"zzz": "auto"}, r"no such op; got zzz; wanted compressor_terms or .* write_kv or \*"),
+        ({"zzz": "auto"}, r"no such op; got zzz; wanted attend or .* write_kv or \*"),
     ],
 )
 def test_a_choice_that_does_not_exist_is_refused_at_once(choices: Mapping[str, str], why: str) -> None:

@@ -196,8 +196,9 @@ def machine(
     """Inside, the wrappers of dsv4/kernels launch on this CPU. Yields the names of the kernels that ran, in order.
 
     order: None takes those of ORDERS in turn, so that two runs of an op are not alike. threads: everything through
-    `sanitized`. idle: launches are noted, and nothing runs. clusters: blocks of one run at once. Memory from `torch.empty` holds ones in all its bits until
-    it is written: NaN. A machine of two multiprocessors, so that blocks have to walk over the rows.
+    `sanitized`. idle: launches are noted, and nothing runs. clusters: blocks of one run at once. Memory from
+    `torch.empty` holds ones in all its bits until it is written: NaN. A machine of two multiprocessors, so that blocks
+    have to walk over the rows.
     """
     from dsv4.kernels import rows
     from dsv4.kernels.launch import Kernel
