@@ -13,15 +13,9 @@ constexpr int PITCH = DIMS + 8;          // floats from head to head of values, 
 constexpr float SCALE = 0x1.6a09e6p-5f;  // 512^-0.5
 enum Meeting { EVERYBODY = 1, OF_FEEDERS, OF_WORKERS };
 
-// Boxes of queries that registers have no room for: they lie in shared memory. Later compilers need more registers.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 1000
-constexpr int OUTSIDE = 1;
-#else
-constexpr int OUTSIDE = 3;
-#endif
-constexpr int MOST_OUTSIDE = 3;  // for which there is room anyway
+// Boxes of queries that registers have room for; the others lie in shared memory.
 template <int HEADS>
-constexpr int HELD = HEADS > 16 ? BOXES - OUTSIDE : BOXES;
+constexpr int HELD = HEADS > 16 ? BOXES - 2 : BOXES;
 
 // Shared memory of tiles of HEADS heads.
 template <int HEADS>
@@ -31,7 +25,7 @@ struct Memory {
     u8 kv[2][BOXES * BOX];
     float values[HEADS * PITCH];  // of the last strand of the block: its rows are no longer read
   };
-  u8 weights[HEADS * BOX_BYTES], queries[MOST_OUTSIDE * HEADS * BOX_BYTES];
+  u8 weights[HEADS * BOX_BYTES], queries[HELD<HEADS> < BOXES ? (BOXES - HELD<HEADS>) * HEADS * BOX_BYTES : 16];
   int coming[4][HALF], listed[2][CHUNK];  // which rows are there: of halves on their way, and of chunks
   float tops[HEADS][GROUPS], sums[HEADS][GROUPS];
   float2 state[2][HEADS];  // of each strand: the largest score, and the sum of weights relative to it
@@ -275,7 +269,7 @@ __device__ __forceinline__ void feed(const Lists& lists, Memory<HEADS>& memory, 
   Halves next{{here.rank, here.rank}, 0, chunks, here.blocks, NONE};
   int left = 0;
   for (int strand = here.rank; strand < min(chunks, STRANDS); strand += here.blocks)
-    left += (chunks - strand + STRANDS - 1) / STRANDS;
+    left += chunks_of(strand, chunks);
   next.look(lists, here.token);
   for (int h = 0; h < RING; h++) next.ask(lists, here.token, memory.raw[h], memory.coming[h]);
   copies_wait<1>();
@@ -321,7 +315,7 @@ __device__ __forceinline__ void work(const bf16* q, int chunks, Memory<16 * M>& 
   meet<THREADS>(EVERYBODY);
   int n = 0, slot = 0;
   for (int strand = rank; strand < strands; strand += blocks) {
-    for (int chunk = strand; chunk < chunks; chunk += STRANDS, n++) {
+    for (int end = n + chunks_of(strand, chunks); n < end; n++) {
       const int b = n % 2;
       const u8* const kv = memory.kv[b];
       const int* const listed = memory.listed[b];
@@ -363,11 +357,15 @@ __device__ __forceinline__ void run(const bf16* q, const Lists& lists, const flo
   if (threadIdx.x >= WORKERS) {
     set_registers<false, 40>();
     feed(lists, memory, tiles);
-    meet_cluster();
+    if (cluster_size() > 1) meet_cluster();
   } else {
     set_registers<true, 232>();
     work<M>(q, lists.chunks(), memory, heads, tiles);
-    meet_cluster();
+    if (cluster_size() > 1) {
+      meet_cluster();
+    } else {
+      meet<WORKERS>(OF_WORKERS);
+    }
     const Place here(opaque(blockIdx.x), tiles, HEADS);
     const int count = here.blocks == 1 ? 1 : min(lists.chunks(), STRANDS);
     for (int part = threadIdx.x / 32 * here.blocks + here.rank; part < 2 * HEADS; part += WORKERS / 32 * here.blocks) {
@@ -376,7 +374,7 @@ __device__ __forceinline__ void run(const bf16* q, const Lists& lists, const flo
         finish(memory, part / 2, part % 2, count, here.blocks, sink[head], turn, here.token, head, heads, out);
     }
   }
-  meet_cluster();  // others read here until now
+  if (cluster_size() > 1) leave_cluster();  // others read here until now
 }
 
 }  // namespace attend
