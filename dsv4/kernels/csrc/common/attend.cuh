@@ -224,25 +224,40 @@ __device__ __forceinline__ void finish(Memory<HEADS>& memory, int one, int half,
   }
   const float before = __shfl_up_sync(ALL_LANES, top, 1);
   const float kept = decay(lane ? before : nothing(), top), by = decay(own.x, top);
+  // What is needed last is on its way first.
+  Angles angles;
+  if (column >= STRAIGHT) angles = turn.angles(token, column - STRAIGHT);
   float v[8] = {}, sum = 0;
+  constexpr int BATCH = 5;
   int rank = 0, slot = 0;
-#pragma unroll 4
-  for (int s = 0; s < count; s++) {
-    const float* const from = memory.of(slot, slots) + one * PITCH + column;
-    const float4 low = load_from(from, rank), high = load_from(from + 4, rank);
-    const float more[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-    const float a = __shfl_sync(ALL_LANES, kept, s), b = __shfl_sync(ALL_LANES, by, s);
-    sum = fmaf(__shfl_sync(ALL_LANES, own.y, s), b, sum * a);
+#pragma unroll 1
+  for (int start = 0; start < count; start += BATCH) {
+    float4 more[BATCH][2];
 #pragma unroll
-    for (int i = 0; i < 8; i++) v[i] = fmaf(more[i], b, v[i] * a);
-    if (++rank == blocks) rank = 0, slot++;
+    for (int i = 0; i < BATCH; i++) {
+      if (start + i >= count) break;
+      const float* const from = memory.of(slot, slots) + one * PITCH + column;
+      more[i][0] = load_from(from, rank), more[i][1] = load_from(from + 4, rank);
+      if (++rank == blocks) rank = 0, slot++;
+    }
+#pragma unroll
+    for (int i = 0; i < BATCH; i++) {
+      if (start + i >= count) break;
+      const float a = __shfl_sync(ALL_LANES, kept, start + i), b = __shfl_sync(ALL_LANES, by, start + i);
+      sum = fmaf(__shfl_sync(ALL_LANES, own.y, start + i), b, sum * a);
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        v[4 * h] = fmaf(more[i][h].x, b, v[4 * h] * a), v[4 * h + 1] = fmaf(more[i][h].y, b, v[4 * h + 1] * a);
+        v[4 * h + 2] = fmaf(more[i][h].z, b, v[4 * h + 2] * a), v[4 * h + 3] = fmaf(more[i][h].w, b, v[4 * h + 3] * a);
+      }
+    }
   }
   const float most = __shfl_sync(ALL_LANES, top, 31);
   sum += most == nothing() ? 1.0f : expf(sink - most);
 #pragma unroll
   for (int i = 0; i < 8; i++) v[i] = v[i] / sum;
   rounded8<bf16>(v);
-  if (column >= STRAIGHT) turn.eight<bf16>(v, token, column - STRAIGHT);
+  if (column >= STRAIGHT) turn.eight<bf16>(v, angles);
   if (out.y) {
     store8(out.y + (token * heads + head) * DIMS + column, v, EIGHT, true);
   } else {
@@ -266,12 +281,17 @@ template <int HEADS>
 __device__ __forceinline__ void feed(const Lists& lists, Memory<HEADS>& memory, int tiles) {
   const Place here(blockIdx.x, tiles, HEADS);
   const int id = threadIdx.x % FEEDERS, lane = threadIdx.x % 32, chunks = lists.chunks();
-  Halves next{{here.rank, here.rank}, 0, chunks, here.blocks, NONE};
+  Halves coming{{here.rank, here.rank}, 0, chunks, here.blocks}, named = coming;
   int left = 0;
   for (int strand = here.rank; strand < min(chunks, STRANDS); strand += here.blocks)
     left += chunks_of(strand, chunks);
-  next.look(lists, here.token);
-  for (int h = 0; h < RING; h++) next.ask(lists, here.token, memory.raw[h], memory.coming[h]);
+  pdl_wait();
+  u32 rows[RING + 1];
+#pragma unroll
+  for (int h = 0; h <= RING; h++) rows[h] = named.row(lists, here.token), named.next();
+#pragma unroll
+  for (int h = 0; h < RING; h++) coming.bring(lists, rows[h], memory.raw[h], memory.coming[h]);
+  u32 row = rows[RING];
   copies_wait<1>();
   meet<THREADS>(EVERYBODY);
   // Of the first chunk everybody widens a share.
@@ -279,7 +299,8 @@ __device__ __forceinline__ void feed(const Lists& lists, Memory<HEADS>& memory, 
   if (id < CHUNK) memory.listed[0][id] = memory.coming[id / HALF][id % HALF];
   meet<THREADS>(EVERYBODY);
   if (lane == 0) memory.full[0].arrive();
-  next.ask(lists, here.token, memory.raw[0], memory.coming[3]);
+  coming.bring(lists, row, memory.raw[0], memory.coming[3]);
+  row = coming.row(lists, here.token);
   int slot = 2;  // of the ring
   for (int n = 1; n < left; n++) {
     const int b = n % 2;
@@ -289,7 +310,8 @@ __device__ __forceinline__ void feed(const Lists& lists, Memory<HEADS>& memory, 
       copies_wait<1>();
       meet<FEEDERS>(OF_FEEDERS);  // and what was widened before is through
       const int free = slot ? slot - 1 : RING - 1;
-      next.ask(lists, here.token, memory.raw[free], memory.coming[(h + 2) % 4]);
+      coming.bring(lists, row, memory.raw[free], memory.coming[(h + 2) % 4]);
+      row = coming.row(lists, here.token);
       if (!half && n > 1) memory.empty[b].wait((n / 2 - 1) & 1);
       const int other = half ? h - 1 : h + 1;
       if (__any_sync(ALL_LANES, memory.coming[h % 4][lane] | memory.coming[other % 4][lane]))
@@ -309,6 +331,7 @@ __device__ __forceinline__ void work(const bf16* q, int chunks, Memory<16 * M>& 
   const auto [token, rank, blocks, first] = Place(blockIdx.x, tiles, HEADS);
   const int strands = min(chunks, STRANDS), slots = blocks == 1 ? 1 : (strands + blocks - 1) / blocks;
   Tile<M> tile;
+  pdl_wait();
   tile.load(q + (token * heads + first) * DIMS, heads - first, memory);
   meet<THREADS>(EVERYBODY);
   widen_rows<THREADS>(memory.raw[0], memory.kv[0], threadIdx.x, 0, CHUNK);
@@ -353,7 +376,6 @@ __device__ __forceinline__ void run(const bf16* q, const Lists& lists, const flo
     fence_barriers();
   }
   __syncwarp();
-  pdl_wait();
   if (threadIdx.x >= WORKERS) {
     set_registers<false, 40>();
     feed(lists, memory, tiles);

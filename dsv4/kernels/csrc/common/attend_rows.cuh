@@ -134,23 +134,25 @@ struct Walk {
   }
 };
 
-// The halves of a block's chunks, one after another, as a feeder asks for them: it knows the row of the next one.
+// The halves of a block's chunks, one after another, as a feeder asks for them.
 struct Halves {
   Walk at;
   int half, chunks, blocks;
-  u32 row;
 
+  __device__ bool there() const { return at.chunk < chunks; }
   __device__ int entry() const { return at.chunk * CHUNK + half * HALF + threadIdx.x % FEEDERS / 4; }
+  __device__ u32 row(const Lists& lists, i64 token) const { return there() ? lists.row(token, entry()) : NONE; }
 
-  __device__ void look(const Lists& lists, i64 token) { row = at.chunk < chunks ? lists.row(token, entry()) : NONE; }
-
-  // The next half, if there is one, and a group of copies in any case.
-  __device__ void ask(const Lists& lists, i64 token, u8* raw, int* listed) {
-    if (at.chunk < chunks) fetch(lists, entry(), row, raw, listed);
-    copies_commit();
+  __device__ void next() {
     half ^= 1;
     if (!half) at = at.next(chunks, blocks);
-    look(lists, token);
+  }
+
+  // This half, if there is one, and a group of copies in any case.
+  __device__ void bring(const Lists& lists, u32 row, u8* raw, int* listed) {
+    if (there()) fetch(lists, entry(), row, raw, listed);
+    copies_commit();
+    next();
   }
 };
 
