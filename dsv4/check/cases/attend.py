@@ -27,7 +27,8 @@ COSINE = 5e-6
 CODES: Bounds = {"data": Bound("rms", 2.0**-5)}
 PAGE = 64  # rows
 FLASH, PRO = 64, 128  # heads
-SIZES = {"csa": 512, "hca 8k": 64, "hca 1m": 8192}  # pooled entries that a token attends to; Pro's CSA: twice as many
+# Pooled entries that a token attends to (of Pro's CSA twice as many), and among how many times as many they lie.
+SIZES = {"csa": (512, 4), "hca 8k": (64, 1), "hca 1m": (8192, 1)}
 WINDOW = 128
 SMALL = (  # heads, and entries of both lists
     (4, 1, 0),
@@ -63,10 +64,10 @@ def cases() -> Iterator[Case]:
     yield case(name="other widths", make=_narrow, refusable=True)
     yield case(name="past 2 GiB", make=_far, size="big")
     for model, heads in (("flash", FLASH), ("pro", PRO)):
-        for kind, far in SIZES.items():
-            far *= 2 if (model, kind) == ("pro", "csa") else 1
+        for kind, (entries, among) in SIZES.items():
+            far = entries * (2 if (model, kind) == ("pro", "csa") else 1)
             for tokens in (1, 64):
-                make = partial(given, tokens, heads, WINDOW, far)
+                make = partial(given, tokens, heads, WINDOW, far, among=among)
                 yield case(name=f"{model} {kind} {tokens}", make=make, size="big", bench=f"{model} {kind}")
     yield from _quantised()
 
@@ -141,13 +142,17 @@ def pages(name: str, rows: int, page: int) -> Tensor:
     return made
 
 
-def given(tokens: int, heads: int, near: int, far: int, page: int = PAGE) -> Arguments:
-    """A window of its own for each token, and entries of its own that lie in no order."""
-    n = max(1, tokens)
+def given(tokens: int, heads: int, near: int, far: int, page: int = PAGE, among: int = 0) -> Arguments:
+    """A window of its own for each token, and entries of its own.
+
+    among: ascending, of so many times as many; 0: all of them, in no order.
+    """
+    n, size = max(1, tokens), far * max(1, among)
     near_rows = torch.arange(tokens * near).view(tokens, near)
     draw = torch.Generator().manual_seed(far)
-    picked = torch.stack([torch.randperm(far, generator=draw) for _ in range(n)]) + far * torch.arange(n).unsqueeze(1)
-    stored = pages("near", n * near, page), pages("far", max(1, n * far), page)
+    picked = torch.stack([torch.randperm(size, generator=draw)[:far] for _ in range(n)])
+    picked = (picked.sort(1).values if among else picked) + size * torch.arange(n).unsqueeze(1)
+    stored = pages("near", n * near, page), pages("far", max(1, n * size), page)
     q = normal("q", tokens, heads, 512, dtype=BF16, size=2)
     return q, stored[0], near_rows, stored[1], picked[:tokens], normal("sink", heads), turn(tokens, 64)
 
