@@ -45,7 +45,7 @@ class Plan(NamedTuple):
         """Bytes: `Memory` of the kernel, and the first of two strands."""
         tiles = self.heads * 128
         raw, wide = 3 * (_CHUNK // 2) * (_ROW.row_bytes + 2 * _ROW.scale_bytes), 2 * _CHUNK * 1024
-        queries = 16 if self.heads == 16 else 2 * tiles
+        queries = tiles if self.heads == 16 else 3 * tiles
         beside = 4 * _CHUNK // 2 * 4 + 2 * _CHUNK * 4 + self.heads * (64 + 16) + 64 + 16
         return raw + wide + tiles + queries + beside + (self.slots - 1) * self.heads * _PITCH
 

@@ -18,7 +18,7 @@
 //
 // The row's bytes: dsv4/quant/kv_rows.py.
 //
-// arch: sm_90a sm_100a sm_103a
+// arch: sm_90a
 #include "common/attend.cuh"
 
 #define ATTEND(M)                                                                                                       \

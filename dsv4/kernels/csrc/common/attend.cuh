@@ -13,9 +13,14 @@ constexpr int PITCH = DIMS + 8;          // floats from head to head of values, 
 constexpr float SCALE = 0x1.6a09e6p-5f;  // 512^-0.5
 enum Meeting { EVERYBODY = 1, OF_FEEDERS, OF_WORKERS };
 
-// Boxes of queries that registers have room for; the others lie in shared memory.
+// Boxes of queries that registers have room for; the others lie in shared memory. What registers a thread has follows from
+// what two compilers (13.0 and 13.5) need for no spills.
 template <int HEADS>
-constexpr int HELD = HEADS > 16 ? BOXES - 2 : BOXES;
+constexpr int HELD = HEADS > 16 ? BOXES - 3 : BOXES - 1;
+template <int HEADS>
+constexpr int FEEDERS_REGISTERS = HEADS > 16 ? 40 : 56;
+template <int HEADS>
+constexpr int WORKERS_REGISTERS = HEADS > 16 ? 232 : 224;
 
 // Shared memory of tiles of HEADS heads.
 template <int HEADS>
@@ -25,7 +30,7 @@ struct Memory {
     u8 kv[2][BOXES * BOX];
     float values[HEADS * PITCH];  // of the last strand of the block: its rows are no longer read
   };
-  u8 weights[HEADS * BOX_BYTES], queries[HELD<HEADS> < BOXES ? (BOXES - HELD<HEADS>) * HEADS * BOX_BYTES : 16];
+  u8 weights[HEADS * BOX_BYTES], queries[(BOXES - HELD<HEADS>) * HEADS * BOX_BYTES];
   int coming[4][HALF], listed[2][CHUNK];  // which rows are there: of halves on their way, and of chunks
   float tops[HEADS][GROUPS], sums[HEADS][GROUPS];
   float2 state[2][HEADS];  // of each strand: the largest score, and the sum of weights relative to it
@@ -377,11 +382,11 @@ __device__ __forceinline__ void run(const bf16* q, const Lists& lists, const flo
   }
   __syncwarp();
   if (threadIdx.x >= WORKERS) {
-    set_registers<false, 40>();
+    set_registers<false, FEEDERS_REGISTERS<HEADS>>();
     feed(lists, memory, tiles);
     if (cluster_size() > 1) meet_cluster();
   } else {
-    set_registers<true, 232>();
+    set_registers<true, WORKERS_REGISTERS<HEADS>>();
     work<M>(q, lists.chunks(), memory, heads, tiles);
     if (cluster_size() > 1) {
       meet_cluster();
