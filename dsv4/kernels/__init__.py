@@ -40,15 +40,11 @@ _SIMT: Final = {
     "unit_rms": ("fused",),
     "write_kv": ("fused",),
 }
-# Those with 227 KiB of shared memory for a block.
-_LARGE: Final = _SIMT | {"attend": ("fused",), "attend_quant": ("fused", "unfused")}
-_HOPPER: Final = ("grouped_scaled_matmul", "linear", "routed_experts", "scaled_matmul", "shared_input")
+_HOPPER: Final = ("attend", "grouped_scaled_matmul", "linear", "routed_experts", "scaled_matmul", "shared_input")
 # The only place where the choice stands: architecture -> op -> implementations, the best first. "unfused" is the op's
 # own body over the kernels of the smaller ops, and stands where these leave nothing to plain PyTorch.
 PREFER: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = dict.fromkeys(ARCHITECTURES, _SIMT) | {
-    "sm_90a": _LARGE | dict.fromkeys(_HOPPER, ("fused",)),
-    "sm_100a": _LARGE,
-    "sm_103a": _LARGE,
+    "sm_90a": _SIMT | dict.fromkeys(_HOPPER, ("fused",)) | {"attend_quant": ("fused", "unfused")},
 }
 # Libraries beside our kernels, which are judged and timed with them but run only where they are named: a row of theirs
 # has other bits in other company.

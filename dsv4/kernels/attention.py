@@ -45,7 +45,7 @@ class Plan(NamedTuple):
         """Bytes: `Memory` of the kernel, and the first of two strands."""
         tiles = self.heads * 128
         raw, wide = 3 * (_CHUNK // 2) * (_ROW.row_bytes + 2 * _ROW.scale_bytes), 2 * _CHUNK * 1024
-        queries = 3 * tiles
+        queries = tiles if self.heads == 16 else 3 * tiles
         beside = 4 * _CHUNK // 2 * 4 + 2 * _CHUNK * 4 + self.heads * (64 + 16) + 64 + 16
         return raw + wide + tiles + queries + beside + (self.slots - 1) * self.heads * _PITCH
 
@@ -113,13 +113,13 @@ def _run(
     need_turn(turn, tokens, device)
     for name, part in zip(turn._fields, turn, strict=True):
         need(part, f"turn.{name}", align=16)
-    given: list[Tensor | int] = []
+    places: list[Tensor | int] = []
     for pages, listed in lists:
         need(pages, "pages", shape=(None, None), dtype=torch.uint8, device=device, align=16)
         need(listed, "rows", shape=(tokens, None), dtype=torch.int64, device=device)
-        given += [pages, pages.shape[1], _ROW.page_rows(pages.shape[1]), listed, listed.shape[1]]
+        places += [pages, pages.shape[1], _ROW.page_rows(pages.shape[1]), listed, listed.shape[1]]
     entries = sum(listed.shape[1] for _, listed in lists)
     form = plan(tokens, heads, entries, rows.multiprocessors(device))
     tiles = -(-heads // form.heads)
-    grid, given = tokens * tiles * form.blocks, [*given, sink, *turn, heads, tiles]
-    _KERNELS[form.heads](grid, _THREADS, q, *given, *out, smem=form.smem, cluster=form.blocks, pdl=True)
+    grid, given = tokens * tiles * form.blocks, (q, *places, sink, *turn, heads, tiles, *out)
+    _KERNELS[form.heads](grid, _THREADS, *given, smem=form.smem, cluster=form.blocks, pdl=True)

@@ -7,9 +7,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from dsv4 import kernels
 from dsv4.check.cases import FAMILIES
 from dsv4.check.contract import Case, Size, judge
+from dsv4.kernels import rows
 from dsv4.ops.op import use
 from tests import shim
 from tests.shim.build import CSRC, on_hopper
@@ -75,7 +78,12 @@ def problems(label: str, csrc: Path = CSRC) -> list[str]:
     twin = unfused(case) if csrc == CSRC and fuses(case) else None
     hopper = label in played()
     try:
-        with shim.machine(csrc=on_hopper(csrc) if hopper else csrc, clusters=hopper) as ran:
+        with (
+            shim.machine(csrc=on_hopper(csrc) if hopper else csrc, clusters=hopper) as ran,
+            pytest.MonkeyPatch.context() as patch,
+        ):
+            if hopper:  # room for clusters
+                patch.setattr(rows, "multiprocessors", lambda device: 132)
             verdicts = judge(case, case.op.implementations["fused"].run, twin=twin)
     except shim.Fault as fault:
         return [str(fault)]

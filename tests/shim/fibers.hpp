@@ -44,6 +44,8 @@ inline void block_barrier() { pause(State::at_barrier); }
 inline unsigned cluster_rank() { return running / in_block; }
 inline unsigned cluster_size() { return threads / in_block; }
 inline void cluster_barrier() { pause(State::at_cluster); }
+inline unsigned epochs = 0;
+inline unsigned epoch() { return epochs; }
 inline void* dynamic_shared() { return dynamic_shared_of(cluster_rank()); }
 
 // A thread that looks again and again for what others do lets them go on.
@@ -179,7 +181,7 @@ inline int launch(const Launch& l) {
   if (!failed)
     for (unsigned block = l.first; block < l.last; block += l.cluster) {
       first_block = block, blockIdx = {block, 0, 0};
-      looks = 0;
+      looks = 0, epochs++;
       poison_shared(l.shared_bytes, l.cluster);
       run_block(l.order);
     }

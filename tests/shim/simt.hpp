@@ -81,6 +81,7 @@ void block_barrier();
 unsigned cluster_rank();
 unsigned cluster_size();
 void cluster_barrier();
+unsigned epoch();  // another number for each block or cluster that runs: what a broken one has left behind is known by it
 void give_way();
 std::uint64_t exchange(Request request);
 [[noreturn]] void fail(const char* what);

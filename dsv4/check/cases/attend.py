@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from dsv4.check.cases.inputs import BF16, INF, normal
 from dsv4.check.cases.quantize import searched
 from dsv4.check.cases.rope import turn
-from dsv4.check.contract import Arguments, Case, Property, Size
+from dsv4.check.contract import Arguments, Case, Property
 from dsv4.check.metrics import METRICS, Bound, Bounds, leaves
 from dsv4.ops.attention import attend, attend_quant
 from dsv4.ops.kv import read_kv
@@ -27,8 +27,19 @@ COSINE = 5e-6
 CODES: Bounds = {"data": Bound("rms", 2.0**-5)}
 PAGE = 64  # rows
 FLASH, PRO = 64, 128  # heads
-SIZES = {"csa": 512, "hca 8k": 64, "hca 1m": 8192}  # pooled entries that a token attends to; Pro's CSA: twice as many
+# Pooled entries that a token attends to (of Pro's CSA twice as many), and among how many times as many they lie.
+SIZES = {"csa": (512, 4), "hca 8k": (64, 1), "hca 1m": (8192, 1)}
 WINDOW = 128
+SMALL = (  # heads, and entries of both lists
+    (4, 1, 0),
+    (4, 63, 0),
+    (4, 64, 0),
+    (8, 65, 0),
+    (16, 128, 0),
+    (4, 3, 62),
+    (4, 128, 128),
+    (32, 64, 70),
+)
 
 
 def cases() -> Iterator[Case]:
@@ -36,13 +47,11 @@ def cases() -> Iterator[Case]:
         Case, op=attend, tokens=(0, 2, 4, 6), bounds=ALLOWED, unfused_bounds=ALLOWED, oracle=exact,
         oracle_bounds=ALLOWED, properties=angle, moved=moved,
     )  # fmt: skip
-    for heads, near, far, size in (
-        (4, 1, 0, "small"), (4, 63, 0, "small"), (4, 64, 0, "small"), (8, 65, 0, "small"), (16, 128, 0, "small"),
-        (4, 3, 62, "small"), (4, 128, 128, "small"), (32, 64, 70, "small"), (4, 5, 2200, "full"),
-        (16, 128, 512, "full"), (64, 128, 512, "full"), (32, 128, 1024, "full"), (128, 128, 1024, "full"),
-    ):  # fmt: skip
-        make, upto = partial(given, 2, heads, near, far), cast(Size, size)
-        yield case(name=f"{heads} heads, {near} + {far} rows", make=make, size=upto)
+    for heads, near, far in SMALL:
+        yield case(name=f"{heads} heads, {near} + {far} rows", make=partial(given, 2, heads, near, far))
+    for heads, far in ((16, 512), (64, 512), (32, 1024), (128, 1024)):
+        yield case(name=f"{heads} heads, 128 + {far} rows", make=partial(given, 2, heads, WINDOW, far), size="full")
+    yield case(name="more chunks than strands", make=partial(given, 1, 4, 5, 2060))
     for page in (1, 3):
         yield case(name=f"pages of {page}", make=partial(given, 2, 4, 20, 9, page))
     for name, change in CHANGES.items():
@@ -55,10 +64,10 @@ def cases() -> Iterator[Case]:
     yield case(name="other widths", make=_narrow, refusable=True)
     yield case(name="past 2 GiB", make=_far, size="big")
     for model, heads in (("flash", FLASH), ("pro", PRO)):
-        for kind, far in SIZES.items():
-            far *= 2 if (model, kind) == ("pro", "csa") else 1
+        for kind, (entries, among) in SIZES.items():
+            far = entries * (2 if (model, kind) == ("pro", "csa") else 1)
             for tokens in (1, 64):
-                make = partial(given, tokens, heads, WINDOW, far)
+                make = partial(given, tokens, heads, WINDOW, far, among=among)
                 yield case(name=f"{model} {kind} {tokens}", make=make, size="big", bench=f"{model} {kind}")
     yield from _quantised()
 
@@ -133,13 +142,17 @@ def pages(name: str, rows: int, page: int) -> Tensor:
     return made
 
 
-def given(tokens: int, heads: int, near: int, far: int, page: int = PAGE) -> Arguments:
-    """A window of its own for each token, and entries of its own that lie in no order."""
-    n = max(1, tokens)
+def given(tokens: int, heads: int, near: int, far: int, page: int = PAGE, among: int = 0) -> Arguments:
+    """A window of its own for each token, and entries of its own.
+
+    among: ascending, of so many times as many; 0: all of them, in no order.
+    """
+    n, size = max(1, tokens), far * max(1, among)
     near_rows = torch.arange(tokens * near).view(tokens, near)
     draw = torch.Generator().manual_seed(far)
-    picked = torch.stack([torch.randperm(far, generator=draw) for _ in range(n)]) + far * torch.arange(n).unsqueeze(1)
-    stored = pages("near", n * near, page), pages("far", max(1, n * far), page)
+    picked = torch.stack([torch.randperm(size, generator=draw)[:far] for _ in range(n)])
+    picked = (picked.sort(1).values if among else picked) + size * torch.arange(n).unsqueeze(1)
+    stored = pages("near", n * near, page), pages("far", max(1, n * size), page)
     q = normal("q", tokens, heads, 512, dtype=BF16, size=2)
     return q, stored[0], near_rows, stored[1], picked[:tokens], normal("sink", heads), turn(tokens, 64)
 
@@ -173,7 +186,7 @@ def _huge(*of: Any) -> Arguments:
 
 
 def _sinks(*of: Any) -> Arguments:
-    return *of[:5], torch.tensor([1e4, 300.0, -300.0, -INF]), of[6]
+    return *of[:5], torch.tensor([1e4, 5.0, -300.0, -INF]), of[6]
 
 
 def _poisoned(*of: Any) -> Arguments:

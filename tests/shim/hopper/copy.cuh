@@ -11,10 +11,9 @@ struct Copy {
 // Of each thread: groups of copies, the last one open.
 inline std::vector<std::vector<Copy>>& copy_groups() {
   static std::vector<std::vector<std::vector<Copy>>> all;
-  static unsigned block = ~0u;
-  const unsigned me = simt::cluster_rank() * blockDim.x + threadIdx.x, first = blockIdx.x - simt::cluster_rank();
-  if (first != block || all.size() < blockDim.x * simt::cluster_size())
-    all.assign(blockDim.x * simt::cluster_size(), {{}}), block = first;
+  static unsigned epoch = 0;
+  const unsigned me = simt::cluster_rank() * blockDim.x + threadIdx.x;
+  if (epoch != simt::epoch()) all.assign(blockDim.x * simt::cluster_size(), {{}}), epoch = simt::epoch();
   return all[me];
 }
 

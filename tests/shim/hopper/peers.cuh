@@ -5,6 +5,7 @@
 inline int cluster_rank() { return static_cast<int>(simt::cluster_rank()); }
 inline int cluster_size() { return static_cast<int>(simt::cluster_size()); }
 inline void meet_cluster() { simt::cluster_barrier(); }
+inline void leave_cluster() { simt::cluster_barrier(); }
 
 template <class T>
 const T* in_block(const T* p, int rank) {

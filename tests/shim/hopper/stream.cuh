@@ -35,7 +35,10 @@ inline u64 evict_first() { return 0; }
 template <int THREADS>
 void meet(int number) {
   static int all_here[16][16], all_turns[16][16];
+  static unsigned all_epochs[16][16];
   int &here = all_here[simt::cluster_rank()][number], &turns = all_turns[simt::cluster_rank()][number];
+  unsigned& epoch = all_epochs[simt::cluster_rank()][number];
+  if (epoch != simt::epoch()) epoch = simt::epoch(), here = 0;
   const int turn = turns;
   if (++here == THREADS) {
     here = 0, turns++;

@@ -43,24 +43,26 @@ struct Lists {
 // Two E4M3 codes, each in the upper byte of a half: the same numbers times 2^-120 as BF16.
 __device__ __forceinline__ u32 shrunk(u32 codes) { return (codes & 0x80008000u) | (codes >> 4 & 0x07F007F0u); }
 
-// Eight E4M3 codes times 2^(scale - 127) as BF16, each rounded once: exact but for sizes that no cache has.
-__device__ __forceinline__ uint4 widened(uint2 codes, u32 scale) {
-  constexpr u32 ALL = 0x7F7F7F7Fu, ONE = 0x01010101u;
+// Eight E4M3 codes times 2^(scale - 127) as BF16: exact. Any bit of `odd`: not so, for a code is NaN, or 2^(scale - 127 +
+// 120) no BF16 number.
+__device__ __forceinline__ uint4 widened(uint2 codes, u32 scale, u32& odd) {
+  constexpr u32 SIZES = 0x7F7F7F7Fu, ONE = 0x01010101u;
+  odd |= ((((codes.x & SIZES) + ONE) | ((codes.y & SIZES) + ONE)) & 0x80808080u) | ((scale + 121) & 256);
+  const u32 by = ((scale + 120) << 7) * 0x00010001u;
+  return make_uint4(product_pair(shrunk(__byte_perm(codes.x, 0, 0x1404)), by),
+                    product_pair(shrunk(__byte_perm(codes.x, 0, 0x3424)), by),
+                    product_pair(shrunk(__byte_perm(codes.y, 0, 0x1404)), by),
+                    product_pair(shrunk(__byte_perm(codes.y, 0, 0x3424)), by));
+}
+
+// The same of any codes and scale, rounded once.
+__device__ __forceinline__ uint4 widened_any(uint2 codes, u32 scale) {
+  const float by = ue8m0_float(scale);
   u32 found[4];
-  const u32 nan = (((codes.x & ALL) + ONE) | ((codes.y & ALL) + ONE)) & 0x80808080u;
-  if (nan || scale > 134) {  // 2^(scale - 127 + 120) is no BF16 number
-    const float by = ue8m0_float(scale);
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-      const u32 two = (i < 2 ? codes.x : codes.y) >> 16 * (i % 2);
-      found[i] = bf16x2(e4m3_float(two & 255) * by, e4m3_float(two >> 8 & 255) * by);
-    }
-  } else {
-    const u32 by = ((scale + 120) << 7) * 0x00010001u;
-    found[0] = product_pair(shrunk(__byte_perm(codes.x, 0, 0x1404)), by);
-    found[1] = product_pair(shrunk(__byte_perm(codes.x, 0, 0x3424)), by);
-    found[2] = product_pair(shrunk(__byte_perm(codes.y, 0, 0x1404)), by);
-    found[3] = product_pair(shrunk(__byte_perm(codes.y, 0, 0x3424)), by);
+  for (int i = 0; i < 4; i++) {
+    const u32 two = (i < 2 ? codes.x : codes.y) >> 16 * (i % 2);
+    found[i] = bf16x2(e4m3_float(two & 255) * by, e4m3_float(two >> 8 & 255) * by);
   }
   return make_uint4(found[0], found[1], found[2], found[3]);
 }
@@ -84,23 +86,43 @@ __device__ __forceinline__ void fetch(const Lists& lists, int entry, u32 row, u8
 }
 
 // `count` rows as BF16, in boxes, the first of them row `first` of the chunk. SHARERS threads, of which this is number `id`:
-// it has the same 8 columns of every row that is its own.
+// it has the same 8 columns of every row that is its own, four rows at a time.
 template <int SHARERS>
 __device__ __forceinline__ void widen_rows(const u8* raw, u8* kv, int id, int first, int count) {
+  constexpr int CODES = STRAIGHT / 8, STEP = SHARERS / 64, FOUR = 4;
   const int piece = id % 64, box = piece / 8;
-  constexpr int CODES = STRAIGHT / 8;
-#pragma unroll 4
-  for (int row = id / 64; row < count; row += SHARERS / 64) {
-    const u8* const from = raw + row * RAW;
-    uint4 numbers;
-    if (piece < CODES) {
-      numbers = widened(*reinterpret_cast<const uint2*>(from + 8 * piece), from[ROW + box]);
-    } else {
-      numbers = *reinterpret_cast<const uint4*>(from + STRAIGHT + 16 * (piece - CODES));
+  const bool coded = piece < CODES;
+  const u8* const own = raw + (coded ? 8 * piece : STRAIGHT + 16 * (piece - CODES));
+  const u8* const scales = raw + ROW + box;
+  u8* const to = kv + box * BOX;
+#pragma unroll 1
+  for (int row = id / 64; row < count; row += FOUR * STEP) {
+    uint2 low[FOUR], high[FOUR];
+    u32 scale[FOUR], odd = 0;
+#pragma unroll
+    for (int i = 0; i < FOUR; i++) {
+      const int at = min(row + i * STEP, count - 1) * RAW;
+      low[i] = *reinterpret_cast<const uint2*>(own + at), high[i] = make_uint2(0, 0), scale[i] = scales[at];
+      if (!coded) high[i] = *reinterpret_cast<const uint2*>(own + at + 8);
     }
-    *reinterpret_cast<uint4*>(kv + box * BOX + (first + row) * BOX_BYTES + 16 * ((piece ^ row) & 7)) = numbers;
+#pragma unroll
+    for (int i = 0; i < FOUR; i++) {
+      const int at = row + i * STEP;
+      uint4 numbers = widened(low[i], scale[i], odd);
+      if (!coded) numbers = make_uint4(low[i].x, low[i].y, high[i].x, high[i].y);
+      if (at < count)
+        *reinterpret_cast<uint4*>(to + (first + at) * BOX_BYTES + 16 * ((piece ^ at) & 7)) = numbers;
+    }
+    if (odd && coded) {
+#pragma unroll 1
+      for (int at = row; at < min(row + FOUR * STEP, count); at += STEP)
+        *reinterpret_cast<uint4*>(to + (first + at) * BOX_BYTES + 16 * ((piece ^ at) & 7)) =
+            widened_any(*reinterpret_cast<const uint2*>(own + at * RAW), scales[at * RAW]);
+    }
   }
 }
+
+__device__ __forceinline__ int chunks_of(int strand, int chunks) { return (chunks - strand + STRANDS - 1) / STRANDS; }
 
 // A strand's next chunk, or the first of the block's next strand; beyond `chunks` there is none.
 struct Walk {
@@ -112,23 +134,25 @@ struct Walk {
   }
 };
 
-// The halves of a block's chunks, one after another, as a feeder asks for them: it knows the row of the next one.
+// The halves of a block's chunks, one after another, as a feeder asks for them.
 struct Halves {
   Walk at;
   int half, chunks, blocks;
-  u32 row;
 
+  __device__ bool there() const { return at.chunk < chunks; }
   __device__ int entry() const { return at.chunk * CHUNK + half * HALF + threadIdx.x % FEEDERS / 4; }
+  __device__ u32 row(const Lists& lists, i64 token) const { return there() ? lists.row(token, entry()) : NONE; }
 
-  __device__ void look(const Lists& lists, i64 token) { row = at.chunk < chunks ? lists.row(token, entry()) : NONE; }
-
-  // The next half, if there is one, and a group of copies in any case.
-  __device__ void ask(const Lists& lists, i64 token, u8* raw, int* listed) {
-    if (at.chunk < chunks) fetch(lists, entry(), row, raw, listed);
-    copies_commit();
+  __device__ void next() {
     half ^= 1;
     if (!half) at = at.next(chunks, blocks);
-    look(lists, token);
+  }
+
+  // This half, if there is one, and a group of copies in any case.
+  __device__ void bring(const Lists& lists, u32 row, u8* raw, int* listed) {
+    if (there()) fetch(lists, entry(), row, raw, listed);
+    copies_commit();
+    next();
   }
 };
 

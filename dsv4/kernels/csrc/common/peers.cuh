@@ -29,3 +29,9 @@ __device__ __forceinline__ float2 load_from(const float2* p, int rank) {
       : "memory");
   return v;
 }
+
+// All threads of the cluster have read what they wanted of each other: nothing that was written is seen by it, which takes a
+// fence of hundreds of cycles.
+__device__ __forceinline__ void leave_cluster() {
+  asm volatile("barrier.cluster.arrive.relaxed;\nbarrier.cluster.wait;" ::: "memory");
+}
