@@ -40,7 +40,7 @@ _SIMT: Final = {
 # The only place where the choice stands: architecture -> op -> implementations, the best first. "unfused" is the op's
 # own body over the kernels of the smaller ops, and stands where these leave nothing to plain PyTorch.
 PREFER: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = dict.fromkeys(ARCHITECTURES, _SIMT) | {
-    "sm_90a": _SIMT | {"routed_experts": ("fused",), "scaled_matmul": ("fused",)},
+    "sm_90a": _SIMT | {"stored_moe": ("fused",), "scaled_matmul": ("fused",)},
 }
 # Libraries beside our kernels, which are judged and timed with them but run only where they are named: a row of theirs
 # has other bits in other company.

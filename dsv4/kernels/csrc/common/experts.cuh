@@ -1,0 +1,350 @@
+// The matrices of the experts, routed and shared together: weights packed for it (dsv4/quant/packed.py), E4M3 tokens.
+//
+// A block takes a piece of the rows of a matrix for up to NT tokens of one expert (a group), then the next piece that is
+// due to it. One thread copies tiles of the piece into a ring, another one the tokens' columns. Each warpgroup multiplies
+// 64 rows: the weights go from shared memory through registers, where FP4 becomes E4M3, into the tensor cores, the tokens
+// from shared memory. The sums of 128 columns are scaled and added in FP32, column by column. So a token's bits are its
+// own whatever NT, the pieces and its company.
+#pragma once
+#include "common/expert_formats.cuh"
+#include "common/expert_list.cuh"
+#include "common/swiglu.cuh"
+
+constexpr int TILE_ROWS = 256, COLUMNS = 128, MOST_STAGES = 12;
+
+// NT: tokens of a group. GROUPS: warpgroups that multiply, so 64 GROUPS rows of a piece.
+template <int NT_, int GROUPS_>
+struct Form {
+  static constexpr int NT = NT_, GROUPS = GROUPS_, PIECES = 4 / GROUPS, WARPS = 4 * GROUPS, WORKERS = 32 * WARPS;
+  static constexpr int TOKEN_BYTES = NT * ROW_BYTES, D = NT / 2;
+};
+
+struct Matrix {
+  const u8* tiles;   // [experts, rows / 256, blocks, 4 quarters]
+  const int* apart;  // [experts, rows / 256]
+};
+
+struct Work {
+  Matrix routed, shared;
+  int experts;           // routed ones; the shared one has this number
+  const u8* x;           // [groups, blocks, NT * 128]
+  const float* x_scale;  // [groups, blocks, NT]
+  const int4* group;     // expert, its first group, how many it has
+  const int* total;      // groups that there are
+  int most;              // groups that there is room for
+  int heights;           // tasks of a group
+  int span;              // pieces of a task
+  int blocks, stages;
+};
+
+// What a block does at a time: the rows of one height of an expert for one group. Groups of an expert follow each other
+// closely, so that its weights are still in the second cache.
+struct Task {
+  int group, height, expert;
+};
+
+// Of number `i`; false if there is none. Both loads are on their way at once. LISTED: what they read stands in memory.
+template <bool LISTED>
+__device__ __forceinline__ bool find(Task& task, const Work& m, int i) {
+  const int near = i / m.heights;
+  const int4* const at = m.group + min(near, m.most - 1);
+  const int4 of = LISTED ? load_fresh(at) : *at;
+  if (near >= (LISTED ? load_fresh(m.total) : *m.total)) return false;
+  const int further = i - of.y * m.heights;
+  task.height = further / of.z, task.group = of.y + further % of.z, task.expert = of.x;
+  return true;
+}
+
+// Which tile a piece of a task's rows lies in, of [experts, rows / 256], and its place there.
+struct Rows {
+  i64 tile;
+  int piece;
+  bool shared;
+
+  template <class F>
+  __device__ static Rows of(const Work& m, const Task& task, int piece, F) {
+    const int number = task.height * m.span + piece, high = m.heights * m.span / F::PIECES;
+    const bool shared = task.expert == m.experts;
+    return {static_cast<i64>(shared ? 0 : task.expert) * high + number / F::PIECES, number % F::PIECES, shared};
+  }
+};
+
+// Where a thread that copies stands.
+template <bool LISTED>
+struct Cursor {
+  const Work& m;
+  Task task;
+  int number, piece = 0, block = 0;
+  bool more;
+
+  __device__ explicit Cursor(const Work& of) : m(of), number(blockIdx.x) { more = find<LISTED>(task, m, number); }
+  __device__ void next() {
+    if (++block < m.blocks) return;
+    block = 0;
+    if (++piece < m.span) return;
+    piece = 0, number += gridDim.x;
+    more = find<LISTED>(task, m, number);
+  }
+};
+
+// Stages of the ring. Tokens come first: their tiles begin at multiples of 1,024 bytes. RESIDENT: those of all columns
+// are there from the beginning, the same ones for every task.
+template <class F, class K, bool RESIDENT>
+struct Ring {
+  static constexpr int SLOT = F::GROUPS * (K::QUARTER > PackedFp8::QUARTER ? K::QUARTER : PackedFp8::QUARTER);
+  Barrier *full, *empty;
+  const void* table;
+  u8 *tokens, *weights;
+  float* scales;
+
+  __device__ Ring(u8* memory, Barrier* full, Barrier* empty, const void* table, const Work& m)
+      : full(full), empty(empty), table(table), tokens(memory),
+        weights(memory + (RESIDENT ? m.blocks : m.stages) * F::TOKEN_BYTES),
+        scales(reinterpret_cast<float*>(weights + m.stages * SLOT)) {}
+};
+
+// One thread copies the weights, another one the tokens and their scales, each as far ahead as the ring allows.
+template <bool LISTED, class Copy>
+__device__ __forceinline__ void fill(const Work& m, Barrier* full, Barrier* empty, const Copy& copy) {
+  Cursor<LISTED> at(m);
+  for (int stage = 0, round = 0; at.more; at.next()) {
+    if (round) empty[stage].wait((round - 1) & 1);
+    copy(at, stage);
+    if (++stage == m.stages) stage = 0, round++;
+  }
+}
+
+// Where in the ring a warp is.
+struct Turn {
+  int stage = 0, round = 0;
+};
+
+// The sums over all columns, of rows 16 warp + 2 g and the one behind it: sum[4 j], sum[4 j + 1] are those of tokens
+// 8 j + 2 t and the one behind it, sum[4 j + 2] and sum[4 j + 3] the second row's.
+template <class K, class F, class R, bool RESIDENT, int D>
+__device__ __forceinline__ void multiply(float (&sum)[D], const Ring<F, R, RESIDENT>& ring, const Work& m, bool apart,
+                                         const Lane& lane, Turn& turn) {
+  constexpr int SLOT = Ring<F, R, RESIDENT>::SLOT;
+  const auto tokens = kept_address(ring.tokens), scales = kept_address(ring.scales) + 8 * lane.t;
+  const auto quarter = kept_address(ring.weights) + lane.warp / 4 * K::QUARTER, table = kept_address(ring.table);
+  const auto filled = kept_address(ring.full), emptied = kept_address(ring.empty);
+#pragma unroll
+  for (int i = 0; i < D; i++) sum[i] = 0;
+  const int last = apart ? K::PASSES - 1 : 0;  // a tile that stands apart is gone through as often as it has scales
+  int pass = 0;
+#pragma unroll 1
+  for (int b = 0; b < m.blocks;) {
+    wait_at(filled + turn.stage * sizeof(Barrier), turn.round & 1);
+    const int place = RESIDENT ? b : turn.stage;
+    u32 a[K::TERMS][4][4];
+    float by[2];
+    K::read(quarter + turn.stage * SLOT, table, lane, apart, pass, a, by);
+    const u64 x = operand_at(tokens + place * F::TOKEN_BYTES);
+    float part[D];
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < 4 * K::TERMS; i++) wgmma(part, a[i / 4][i % 4], x | 2 * (i % 4), i);
+    wgmma_commit();
+    wgmma_wait<0>();
+#pragma unroll
+    for (int i = 0; i < D; i += 4) {
+      const uint2 scale = load_shared8(scales + (place * F::NT + 2 * i) * 4);
+      const float s[2] = {__uint_as_float(scale.x), __uint_as_float(scale.y)};
+#pragma unroll
+      for (int j = 0; j < 4; j++) sum[i + j] = fmaf(part[i + j], s[j % 2] * by[j / 2], sum[i + j]);
+    }
+    if (++pass <= last) continue;
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) arrive_at(emptied + turn.stage * sizeof(Barrier));
+    pass = 0, b++;
+    if (++turn.stage == m.stages) turn.stage = 0, turn.round++;
+  }
+}
+
+// Row 2 h of the weights is gate h, row 2 h + 1 up h: a thread has both, for eight hidden columns a warp. The 128 columns
+// that share a scale are those of a task; those of its earlier pieces wait in registers.
+template <class F>
+struct Swiglu {
+  static constexpr int VALUES = F::NT / 4;
+  float limit;
+  const float* weight;  // [groups, NT]
+  u8* hidden;           // [groups, heights, NT * 128]: x of the second matrix
+  float* scale;         // [groups, heights, NT]
+  uint4 (*tops)[4];     // shared: of each token, the largest of each warp of the pieces
+  uint4* staged;        // shared, [NT][128 bytes]
+  u32 kept[F::PIECES][VALUES / 2];
+
+  __device__ __forceinline__ void piece(int number, const float (&sum)[F::D], const Task& task, const Lane& lane) {
+#pragma unroll
+    for (int j = 0; j < F::NT / 8; j++) {
+      const int token = 8 * j + 2 * lane.t;
+      const float2 w = *reinterpret_cast<const float2*>(weight + static_cast<i64>(task.group) * F::NT + token);
+      float v[2];
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        const float gate = round_bf16(sum[4 * j + i]), up = round_bf16(sum[4 * j + 2 + i]);
+        v[i] = round_bf16(swiglu(gate, up, limit) * (i ? w.y : w.x));
+        u32 top = magnitude(v[i]);
+#pragma unroll
+        for (int other = 4; other < 32; other *= 2) top = max(top, __shfl_xor_sync(ALL_LANES, top, other));
+        if (lane.g == 0) reinterpret_cast<u32*>(tops[token + i])[number * F::WARPS + lane.warp] = top;
+      }
+      const u32 both = bf16x2(v[0], v[1]);
+#pragma unroll
+      for (int p = 0; p < F::PIECES; p++)  // no register is numbered at run time
+        if (p == number) kept[p][j] = both;
+    }
+  }
+
+  __device__ __forceinline__ void done(const Work& m, const Task& task, const Lane& lane) {
+    meet<F::WORKERS>(1);
+#pragma unroll
+    for (int i = 0; i < VALUES; i++) {
+      const int token = i / 2 * 8 + 2 * lane.t + i % 2;
+      u32 top = 0;
+#pragma unroll
+      for (int w = 0; w < 4; w++) {
+        const uint4 four = tops[token][w];
+        top = max(max(max(four.x, four.y), max(four.z, four.w)), top);
+      }
+      const bool broken = top >= INFINITY_BITS;
+      const u32 byte = Fp8Row::scale_byte(top);
+#pragma unroll
+      for (int q = 0; q < F::PIECES; q++) {
+        // Column h: word h / 4 = 8 t + p goes to piece p, word t.
+        const int column = 8 * (q * F::WARPS + lane.warp) + lane.g, p = column / 4 % 8;
+        const float v = bf16_float(i % 2 ? kept[q][i / 2] >> 16 : kept[q][i / 2] & 0xFFFF);
+        reinterpret_cast<u8*>(staged)[token * ROW_BYTES + 16 * (p ^ (token & 7)) + column / 32 * 4 + column % 4] =
+            broken ? 0 : static_cast<u8>(e4m3(v * __uint_as_float((254 - byte) << 23)));
+        if (column == 0)
+          scale[(static_cast<i64>(task.group) * m.heights + task.height) * F::NT + token] =
+              ue8m0_float(broken ? UE8M0_NAN : byte);
+      }
+    }
+    meet<F::WORKERS>(1);
+    u8* const to = hidden + (static_cast<i64>(task.group) * m.heights + task.height) * F::TOKEN_BYTES;
+    for (int i = threadIdx.x; i < F::NT * 8; i += F::WORKERS) reinterpret_cast<uint4*>(to)[i] = staged[i];
+  }
+};
+
+template <class F>
+struct Results {
+  const int* pair;  // [groups, NT]
+  bf16* y;          // [pairs, rows]
+  i64 rows;
+
+  __device__ __forceinline__ void piece(int, const float (&sum)[F::D], const Task& task, const Lane& lane) const {
+    bf16* const to = y + task.height * 64 * F::GROUPS + 16 * lane.warp + 2 * lane.g;
+#pragma unroll
+    for (int j = 0; j < F::NT / 8; j++) {
+      const int2 who =
+          *reinterpret_cast<const int2*>(pair + static_cast<i64>(task.group) * F::NT + 8 * j + 2 * lane.t);
+      if (who.x >= 0) *reinterpret_cast<u32*>(to + who.x * rows) = bf16x2(sum[4 * j], sum[4 * j + 2]);
+      if (who.y >= 0) *reinterpret_cast<u32*>(to + who.y * rows) = bf16x2(sum[4 * j + 1], sum[4 * j + 3]);
+    }
+  }
+  __device__ __forceinline__ void done(const Work&, const Task&, const Lane&) const {}
+};
+
+// K: the format of the routed experts.
+template <class F, class K, bool LISTED, bool RESIDENT, class End>
+__device__ __forceinline__ void run(const Work& m, const Ring<F, K, RESIDENT>& ring, End& end) {
+  constexpr int SLOT = Ring<F, K, RESIDENT>::SLOT;
+  const int warp = threadIdx.x / 32;
+  if (warp >= F::WARPS) {
+    if (F::NT >= 128) give_registers<40>();
+    if (warp == F::WARPS && threadIdx.x % 32 == 0) {
+      const u64 once = evict_first();
+      fill<LISTED>(m, ring.full, ring.empty, [&](const Cursor<LISTED>& at, int stage) {
+        const Rows rows = Rows::of(m, at.task, at.piece, F());
+        const int quarter = rows.shared ? PackedFp8::QUARTER : K::QUARTER, bytes = F::GROUPS * quarter;
+        const u8* const tiles = rows.shared ? m.shared.tiles : m.routed.tiles;
+        const u8* const from = tiles + (rows.tile * m.blocks + at.block) * (4 * quarter) + rows.piece * bytes;
+        ring.full[stage].arrive_expecting(bytes);
+        if (F::NT == 8) {
+          copy_run(ring.weights + stage * SLOT, from, bytes, ring.full[stage], once);
+        } else {
+          copy_run(ring.weights + stage * SLOT, from, bytes, ring.full[stage]);
+        }
+      });
+    }
+    if (!RESIDENT && warp == F::WARPS + 1 && threadIdx.x % 32 == 0)
+      fill<LISTED>(m, ring.full, ring.empty, [&](const Cursor<LISTED>& at, int stage) {
+        const i64 from = static_cast<i64>(at.task.group) * m.blocks + at.block;
+        ring.full[stage].arrive_expecting(F::TOKEN_BYTES + 4 * F::NT);
+        copy_run(ring.tokens + stage * F::TOKEN_BYTES, m.x + from * F::TOKEN_BYTES, F::TOKEN_BYTES, ring.full[stage]);
+        copy_run(ring.scales + stage * F::NT, m.x_scale + from * F::NT, 4 * F::NT, ring.full[stage]);
+      });
+    return;
+  }
+  if (F::NT >= 128) take_registers<232>();
+  const Lane lane;
+  Task task;
+  Turn turn;
+  for (int i = blockIdx.x; find<LISTED>(task, m, i); i += gridDim.x) {
+#pragma unroll 1
+    for (int piece = 0; piece < m.span; piece++) {
+      const Rows rows = Rows::of(m, task, piece, F());
+      float sum[F::D];
+      if (rows.shared) {
+        multiply<PackedFp8>(sum, ring, m, false, lane, turn);
+      } else {
+        multiply<K>(sum, ring, m, m.routed.apart[rows.tile], lane, turn);
+      }
+      end.piece(piece, sum, task, lane);
+    }
+    end.done(m, task, lane);
+  }
+}
+
+// Before `run`: the tables that weights are widened by, and the barriers.
+template <class F, class K, bool RESIDENT>
+__device__ __forceinline__ void begin(const Ring<F, K, RESIDENT>& ring, const Work& m, typename K::Entry* table) {
+  for (int i = threadIdx.x; i < K::ENTRIES; i += blockDim.x) table[i] = K::entry(i);
+  if (threadIdx.x == F::WORKERS) {
+    for (int i = 0; i < m.stages; i++) ring.full[i].init(RESIDENT ? 1 : 2), ring.empty[i].init(F::WARPS);
+    fence_barriers();
+  }
+  __syncthreads();
+}
+
+#define EXPERTS_GIVEN                                                                                                 \
+  const u8 *routed, const int *apart, const u8 *shared, const u8 *x, const float *x_scale, const int *group,          \
+      const int *total, int experts, int most, int heights, int blocks, int stages
+#define EXPERTS_WORK(SPAN)                                                                                            \
+  const Work m{{routed, apart}, {shared, nullptr}, experts, x, x_scale, reinterpret_cast<const int4*>(group),         \
+               total,           most,              heights, SPAN, blocks, stages}
+#define EXPERTS_MEMORY(K)                                                                                             \
+  DYNAMIC_SHARED(__align__(1024) u8, memory);                                                                         \
+  __shared__ K::Entry table[K::ENTRIES];                                                                              \
+  __shared__ Barrier full[MOST_STAGES], empty[MOST_STAGES]
+
+// The tokens lie in groups (csrc/expert_tokens.cu).
+#define EXPERTS_LISTED(name, K, NT, GROUPS, THREADS)                                                                      \
+  extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                            \
+      experts_##name##_up_##NT(EXPERTS_GIVEN, float limit, const float* weight, u8* hidden, float* scale) {                    \
+    EXPERTS_MEMORY(K);                                                                                                \
+    __shared__ uint4 tops[NT][4], staged[NT * ROW_BYTES / 16];                                                        \
+    using F = Form<NT, GROUPS>;                                                                                       \
+    EXPERTS_WORK(F::PIECES);                                                                                          \
+    const Ring<F, K, false> ring(memory, full, empty, table, m);                                                      \
+    Swiglu<F> end{limit, weight, hidden, scale, tops, staged};                                                        \
+    begin(ring, m, table);                                                                                            \
+    run<F, K, true, false>(m, ring, end);                                                                             \
+  }                                                                                                                   \
+  extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                            \
+      experts_##name##_down_##NT(EXPERTS_GIVEN, const int* pair, bf16* y) {                                                    \
+    EXPERTS_MEMORY(K);                                                                                                \
+    using F = Form<NT, GROUPS>;                                                                                       \
+    EXPERTS_WORK(1);                                                                                                  \
+    const Ring<F, K, false> ring(memory, full, empty, table, m);                                                      \
+    Results<F> end{pair, y, static_cast<i64>(heights) * 64 * GROUPS};                                                 \
+    begin(ring, m, table);                                                                                            \
+    run<F, K, true, false>(m, ring, end);                                                                             \
+  }
+
+#define EXPERTS(name, K)               \
+  EXPERTS_LISTED(name, K, 8, 4, 576)   \
+  EXPERTS_LISTED(name, K, 16, 4, 576)  \
+  EXPERTS_LISTED(name, K, 32, 4, 576)  \
+  EXPERTS_LISTED(name, K, 128, 2, 384)
