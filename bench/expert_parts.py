@@ -25,19 +25,24 @@ def parts(given: Arguments) -> dict[str, partial[object]]:
     """Calls of the kernels with arguments that fit each other."""
     x, picks, stored, limit, dtype = given
     (tokens, d), k, device = x.shape, picks.experts.shape[1], x.device
+    whole = partial(stored_moe.implementations["fused"].run, *given)
+    if experts.few(tokens, k, d):
+        up, down = experts.few_parts(*given)
+        up()
+        return {"up": partial(up), "down": partial(down), "whole": whole}
     width, form = stored.routed.down.shape[1], experts.choose(tokens, k, stored.many)
     most = experts.most_groups(tokens, k, stored.many, form.wide)
     groups = experts._grouped(x, picks, stored.many, form.wide, most)
     hidden = torch.empty(most, width // 128, form.wide, 128, dtype=torch.uint8, device=device)
     scale, y = torch.empty(most, width // 128, form.wide, device=device), torch.empty(tokens, k + 1, d, dtype=dtype)
     y = y.to(device)
-    up = partial(experts._up, stored, form, groups, limit, hidden, scale)
-    up()
+    first = partial(experts._up, stored, form, groups, limit, hidden, scale)
+    first()
     return {
         "tokens": partial(experts._grouped, x, picks, stored.many, form.wide, most),
-        "up": up,
+        "up": first,
         "down": partial(experts._down, stored, form, groups, hidden, scale, y),
-        "whole": partial(stored_moe.implementations["fused"].run, *given),
+        "whole": whole,
     }
 
 

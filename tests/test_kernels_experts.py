@@ -28,6 +28,8 @@ QUICK = (
     "odd scales",
     "scales far apart",
     "two experts cancel",
+    "few tokens, two experts cancel",
+    "few tokens, one twice",
 )
 
 
@@ -65,6 +67,7 @@ def test_every_case_in_every_order(name: str, order: int, played: Path, monkeypa
 
 
 FORMATS, KERNELS, TOKENS = "common/expert_formats.cuh", "common/experts.cuh", "expert_tokens.cu"
+LIST = "common/expert_list.cuh"
 BUGS = {
     "a sign of the wrong column": (FORMATS, "(word << 4 & 0x80808080u)", "(word & 0x80808080u)", "1 tokens"),
     "a step of the wrong columns": (FORMATS, "word.y >> 4 * lane.t", "word.y >> 4 * (3 - lane.t)", "1 tokens"),
@@ -84,6 +87,13 @@ BUGS = {
     "token bytes not dealt out": (TOKENS, "piece ^ (n & 7)", "piece", "9 tokens"),
     "groups of one expert too few": (TOKENS, "(count[e] + wide - 1) / wide", "count[e] / wide", "9 tokens"),
     "choices summed as they came": (TOKENS, "+= other < expert", "+= s < slot", "two experts cancel"),
+    "a token's choices in one group": (LIST, "again += other == expert", "again += 0 * other", "few tokens, one twice"),
+    "groups by order of choice": (LIST, "before += key < own", "before += q < p && key != NOBODY", "3 tokens"),
+    "choices of few summed as they came": (LIST, "smaller += other < expert", "smaller += s < slot",
+                                           "few tokens, two experts cancel"),
+    "columns of few not dealt out": (LIST, "piece ^ n", "piece", "3 tokens"),
+    "whoever comes first sums": (KERNELS, "== list.total - 1", "== 0", "3 tokens"),
+    "a sum that begins late": (KERNELS, "low = e ? low + first : first", "low = first", "3 tokens"),
     "the first expert left out": (TOKENS, "e ? sum[i] + v[i] : v[i]", "v[i]", "9 tokens"),
 }  # fmt: skip
 
@@ -110,11 +120,21 @@ def test_groups_have_room_for_twice_the_average(tokens: int, size: int) -> None:
 
 
 @pytest.mark.parametrize("fmt", PACKED)
-@pytest.mark.parametrize("form", experts.FORMS)
+@pytest.mark.parametrize("form", [*experts.FORMS, experts._UP_FEW, experts._DOWN_FEW])
 def test_the_ring_fits_a_multiprocessor(form: experts.Form, fmt: Format) -> None:
-    stages, smem = experts.memory(form, fmt)
-    assert 4 <= stages <= 12
-    assert smem + 2048 + form.wide * 192 <= 227 << 10
+    for columns in (0, listed.PRO[0]) if form is experts._UP_FEW else (0,):
+        stages, smem = experts.memory(form, fmt, columns // 128)
+        assert 4 <= stages <= 12
+        assert form.beside * (smem + 3072 + form.wide * 192) <= 228 << 10
+
+
+@pytest.mark.parametrize(
+    ("tokens", "k", "d", "whether"),
+    [(0, 6, 4096, False), (1, 6, 4096, True), (8, 8, 7168, True), (9, 6, 4096, False), (1, 9, 4096, False),
+     (1, 6, 16384, True), (1, 6, 32768, False)],
+)  # fmt: skip
+def test_when_two_kernels_do_all(tokens: int, k: int, d: int, whether: bool) -> None:
+    assert experts.few(tokens, k, d) == whether
 
 
 def test_there_is_room_for_every_way_to_choose() -> None:
@@ -133,11 +153,11 @@ def test_a_row_has_its_own_bits_on_a_gpu(fmt: Format) -> None:
     run = listed.stored_moe.implementations["fused"].run
     sizes, whole = set(), run(x, picks, *rest)
     for width in (1, 3, 8, 64, 200, 350, 700):
-        sizes.add(experts.choose(width, 6, 256))
+        sizes.add(None if experts.few(width, 6, 4096) else experts.choose(width, 6, 256))
         for start in (0, 700 - width, (700 - width) // 2):
             rows = slice(start, start + width)
             one = QTensor(x.data[rows], x.scale[rows], x.format)
             chosen = Route(picks.experts[rows], picks.weights[rows])
             assert torch.equal(run(one, chosen, *rest), whole[rows])
-    assert sizes == set(experts.FORMS)
+    assert sizes == {None, *experts.FORMS}
     assert whole.isfinite().all()

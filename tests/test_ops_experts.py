@@ -75,7 +75,7 @@ def test_odd_scales_stand_apart_and_fit() -> None:
 
 def test_what_cancels_leaves_the_small_ones() -> None:
     """The third expert and the shared one give about as much, the others ten million times that."""
-    x, picks, experts, *rest = cases._cancelling()
+    x, picks, experts, *rest = cases._cancelling(1)
     none, third, first = (
         float(stored_moe(x, Route(chosen, torch.ones(chosen.shape)), experts, *rest).float().std())
         for chosen in (picks.experts[:, :0], torch.full((6, 1), 2), torch.zeros(6, 1, dtype=torch.int64))

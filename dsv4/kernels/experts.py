@@ -1,10 +1,13 @@
 """The experts on Hopper, routed and shared: who goes where, two matrices with all that is between them, and the sum.
 
-No kernel starts before the one in front of it is through: with early starts the op takes 1.4 times as long (LOG.md).
+Up to eight tokens are the business of two kernels: blocks of the first find out by themselves who goes where, and in the
+second whoever comes last adds up. No kernel starts before the one in front of it is through: with early starts the op
+takes 1.4 times as long (LOG.md).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import torch
@@ -18,41 +21,51 @@ from dsv4.quant.formats import FP8_BLOCK, FP8_BLOCK_F32, FP8_ROW, MXFP4, NVFP4, 
 from dsv4.quant.packed import COLUMNS, ROWS, Packed, tile_bytes
 from dsv4.quant.tensor import QTensor
 
-# As csrc/expert_tokens.cu and csrc/common/experts.cuh have them.
+# As csrc/expert_tokens.cu, csrc/common/expert_list.cuh and csrc/common/experts.cuh have them.
 MOST_EXPERTS: Final = 1024
+FEW: Final = 8  # tokens up to which two kernels do all
+_MOST_CHOICES: Final = 8  # of a token, for these
 _THREADS: Final = {"tokens": 512, "sum": 256}
 _SOURCES: Final = {MXFP4: "mxfp4", NVFP4: "nvfp4", FP8_BLOCK: "fp8", FP8_BLOCK_F32: "fp8"}
-_SHARED: Final = 227 << 10  # bytes of shared memory for one block
-_TABLE: Final = 2 << 10  # of them for tables and barriers, at most
+_SHARED: Final = 228 << 10  # bytes of shared memory of a multiprocessor
+_RESERVED: Final = 1 << 10  # of them for each block, the driver's
+_TABLE: Final = 2 << 10  # for tables and barriers of a block, at most
+_LIST: Final = 6 << 10  # for the list of groups that blocks of few tokens make
 _STAGES: Final = 12
 
 
 class Form(NamedTuple):
-    """wide: tokens of a group. rows: of a piece of a matrix, which a block takes at a time. threads: of a block."""
+    """wide: tokens of a group. rows: of a piece of a matrix, which a block takes at a time. threads: of a block.
+
+    beside: blocks of a multiprocessor.
+    """
 
     wide: int
     rows: int
     threads: int
+    beside: int = 1
 
 
 FORMS: Final = (Form(8, 256, 576), Form(16, 256, 576), Form(32, 256, 576), Form(128, 128, 384))
+_UP_FEW, _DOWN_FEW = Form(FEW, 256, 576), Form(FEW, 128, 320, 2)
 _TOKENS: Final = Kernel("expert_tokens.cu", "expert_tokens", "p p p p i i i i i p p p p p p")
 _SUM: Final = Kernel("expert_tokens.cu", "expert_sum_bf16", "p i i i p")
 _MATRICES: Final = "p p p p p p p i i i i i"
+_CHOSEN: Final = "p p p p p p p i i i i i i"
 
 
-def _kernels(name: str, signature: str) -> dict[tuple[str, int], Kernel]:
-    return {
-        (source, form.wide): Kernel(
-            f"experts_{source}.cu", f"experts_{source}_{name}_{form.wide}", _MATRICES + signature
-        )
-        for source in dict.fromkeys(_SOURCES.values())
-        for form in FORMS
-    }
+def _kernels(name: str, signature: str, few: str) -> dict[tuple[str, int], Kernel]:
+    """By source and tokens of a group; 0: the kernel for few tokens."""
+    found = {}
+    for source in dict.fromkeys(_SOURCES.values()):
+        file, start = f"experts_{source}.cu", f"experts_{source}_{name}"
+        found[source, 0] = Kernel(file, f"{start}_few", _CHOSEN + few)
+        found |= {(source, form.wide): Kernel(file, f"{start}_{form.wide}", _MATRICES + signature) for form in FORMS}
+    return found
 
 
-_UP: Final = _kernels("up", "f p p p")
-_DOWN: Final = _kernels("down", "p p")
+_UP: Final = _kernels("up", "f p p p", "f p p p i")
+_DOWN: Final = _kernels("down", "p p", "p p p")
 
 
 class Groups(NamedTuple):
@@ -78,13 +91,18 @@ def most_groups(tokens: int, k: int, experts: int, wide: int) -> int:
     return short + (pairs - short) // wide + -(-tokens // wide)
 
 
-def memory(form: Form, fmt: Format) -> tuple[int, int]:
-    """Stages of the ring, and bytes of dynamic shared memory, as the kernels cut them up."""
+def memory(form: Form, fmt: Format, resident: int = 0) -> tuple[int, int]:
+    """Stages of the ring, and bytes of dynamic shared memory, as the kernels cut them up.
+
+    resident: blocks of columns of which all tokens lie beside the ring.
+    """
     weights = max(tile_bytes(fmt), tile_bytes(FP8_BLOCK)) * form.rows // ROWS
-    stage = weights + form.wide * (COLUMNS + 4)
-    static = _TABLE + form.wide * (COLUMNS + 64)
-    stages = min(_STAGES, (_SHARED - static) // stage)
-    return stages, stages * stage
+    tokens = form.wide * (COLUMNS + 4)
+    static = _TABLE + form.wide * (COLUMNS + 64) + (_LIST if form in (_UP_FEW, _DOWN_FEW) else 0)
+    room = _SHARED // form.beside - _RESERVED - static - resident * tokens
+    stage = weights if resident else weights + tokens
+    stages = min(_STAGES, room // stage)
+    return stages, stages * stage + resident * tokens
 
 
 def _refuse(x: QTensor, picks: Route, experts: StoredExperts, limit: float, dtype: torch.dtype) -> str | None:
@@ -108,14 +126,16 @@ def _stored_moe(x: QTensor, picks: Route, experts: StoredExperts, limit: float, 
     width = experts.routed.down.shape[1]
     _need_stored(experts.routed, "routed", (d, width), experts.many, device)
     _need_stored(experts.shared, "shared", (d, width), 1, device)
+    _need_rows(x, picks)
+    if few(tokens, k, d):
+        return _few(x, picks, experts, limit, dtype)
     out = torch.empty(tokens, d, dtype=dtype, device=device)
     if not tokens:
         return out
     form = choose(tokens, k, experts.many)
     most = most_groups(tokens, k, experts.many, form.wide)
     groups = _grouped(x, picks, experts.many, form.wide, most)
-    hidden = torch.empty(most, width // COLUMNS, form.wide, COLUMNS, dtype=torch.uint8, device=device)
-    scale = torch.empty(most, width // COLUMNS, form.wide, device=device)
+    hidden, scale = _hidden(most, width, form.wide, device)
     y = torch.empty(tokens, k + 1, d, dtype=dtype, device=device)
     _up(experts, form, groups, limit, hidden, scale)
     _down(experts, form, groups, hidden, scale, y)
@@ -124,9 +144,57 @@ def _stored_moe(x: QTensor, picks: Route, experts: StoredExperts, limit: float, 
     return out
 
 
+def few(tokens: int, k: int, d: int) -> bool:
+    """Whether two kernels do all: blocks of the first hold all tokens beside some stages of the ring."""
+    return 0 < tokens <= FEW and k <= _MOST_CHOICES and memory(_UP_FEW, FP8_BLOCK, d // COLUMNS)[0] >= 2
+
+
+def _few(x: QTensor, picks: Route, experts: StoredExperts, limit: float, dtype: torch.dtype) -> Tensor:
+    up, down = few_parts(x, picks, experts, limit, dtype)
+    up()
+    return down()
+
+
+def few_parts(
+    x: QTensor, picks: Route, experts: StoredExperts, limit: float, dtype: torch.dtype
+) -> tuple[Callable[[], None], Callable[[], Tensor]]:
+    """The two kernels for few tokens."""
+    (tokens, d), k, device = x.shape, picks.experts.shape[1], x.device
+    source, width, most = _SOURCES[experts.routed.up.format], experts.routed.down.shape[1], tokens * k + 1
+    hidden, scale = _hidden(most, width, FEW, device)
+    arrived = torch.empty(d // _DOWN_FEW.rows, dtype=torch.int32, device=device)
+    y = torch.empty(tokens, k + 1, d, dtype=dtype, device=device)
+
+    def launch(kernel: Kernel, which: int, form: Form, task: int, resident: int, *rest: Tensor | float) -> None:
+        routed, shared = experts.routed[which], experts.shared[which]
+        rows, columns = routed.shape
+        stages, smem = memory(form, routed.format, resident)
+        given = (routed.tiles, routed.apart, shared.tiles, *picks)
+        from_, sizes = (x.data, x.scale) if resident else (hidden, scale), (tokens, k, experts.many, rows // task)
+        grid = min(form.beside * multiprocessors(device), most * (rows // task))
+        kernel(grid, form.threads, *given, *from_, *sizes, columns // COLUMNS, stages, *rest, smem=smem)
+
+    def up() -> None:
+        rest = (limit, hidden, scale, arrived, len(arrived))
+        launch(_UP[source, 0], 0, _UP_FEW, ROWS, d // COLUMNS, *rest)
+
+    def down() -> Tensor:
+        out = torch.empty(tokens, d, dtype=dtype, device=device)
+        launch(_DOWN[source, 0], 1, _DOWN_FEW, _DOWN_FEW.rows, 0, y, arrived, out)
+        return out
+
+    return up, down
+
+
+def _hidden(groups: int, width: int, wide: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """What the second matrix reads, and its scales."""
+    blocks = width // COLUMNS
+    data = torch.empty(groups, blocks, wide, COLUMNS, dtype=torch.uint8, device=device)
+    return data, torch.empty(groups, blocks, wide, device=device)
+
+
 def _grouped(x: QTensor, picks: Route, experts: int, size: int, most: int) -> Groups:
     (tokens, d), k, device = x.shape, picks.experts.shape[1], x.device
-    _need_rows(x, picks)
     groups = Groups(
         torch.empty(1, dtype=torch.int32, device=device),
         torch.empty(most, 4, dtype=torch.int32, device=device),

@@ -6,9 +6,10 @@
 #include "common/formats.cuh"
 #include "common/wgmma.cuh"
 
-constexpr int FEW = 8, MOST_PAIRS = 64, MOST_LISTED = MOST_PAIRS + 1;
+constexpr int FEW = 8, MOST_CHOICES = 8, MOST_PAIRS = FEW * MOST_CHOICES, MOST_LISTED = MOST_PAIRS + 1;
+constexpr int NOBODY = 0x7FFFFFFF;
 
-struct List {
+struct alignas(16) List {
   int4 group[MOST_LISTED];
   int pair[MOST_LISTED][FEW];
   float weight[MOST_LISTED][FEW];
@@ -16,12 +17,10 @@ struct List {
   int total;
 };
 
-constexpr int NOBODY = 0x7FFFFFFF;
-
 // All threads of a block; chosen, route [tokens, k].
 __device__ __forceinline__ void make_list(List& list, const i64* chosen, const float* route, int tokens, int k, int experts) {
   const int pairs = tokens * k, p = threadIdx.x;
-  for (int i = p; i < MOST_LISTED * FEW; i += blockDim.x) list.pair[0][i] = -1, list.weight[0][i] = 0;
+  for (int i = p; i < MOST_LISTED * FEW; i += blockDim.x) list.pair[i / FEW][i % FEW] = -1, list.weight[i / FEW][i % FEW] = 0;
   int own = NOBODY, smaller = 0;
   bool first = true;
   if (p < pairs) {

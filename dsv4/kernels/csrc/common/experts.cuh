@@ -246,6 +246,48 @@ struct Results {
   __device__ __forceinline__ void done(const Work&, const Task&, const Lane&) const {}
 };
 
+// The same for few tokens, and their sums: whoever comes last with some rows of the results adds up those of all experts.
+template <class F>
+struct Summed {
+  Results<F> results;
+  const List& list;
+  int tokens, ways;
+  int* arrived;  // [heights]
+  bf16* out;     // [tokens, rows]
+  int* last;     // shared
+
+  __device__ __forceinline__ void piece(int number, const float (&sum)[F::D], const Task& task, const Lane& lane) const {
+    results.piece(number, sum, task, lane);
+  }
+  __device__ __forceinline__ void done(const Work&, const Task& task, const Lane&) const {
+    meet<F::WORKERS>(1);
+    if (threadIdx.x == 0) {
+      __threadfence();
+      *last = atomicAdd(arrived + task.height, 1) == list.total - 1;
+      __threadfence();
+    }
+    meet<F::WORKERS>(1);
+    if (!*last) return;
+    constexpr int WORDS = 32 * F::GROUPS;  // of two numbers
+    for (int i = threadIdx.x; i < tokens * WORDS; i += F::WORKERS) {
+      const i64 token = i / WORDS, column = task.height * (2 * WORDS) + i % WORDS * 2;
+      u32 pairs[MOST_CHOICES + 1];
+#pragma unroll
+      for (int e = 0; e <= MOST_CHOICES; e++)  // all on their way at once
+        if (e < ways)
+          pairs[e] = load_fresh(reinterpret_cast<const int*>(results.y + (token * ways + e) * results.rows + column));
+      float low = 0, high = 0;
+#pragma unroll
+      for (int e = 0; e <= MOST_CHOICES; e++) {
+        if (e >= ways) break;
+        const float first = bf16_float(pairs[e] & 0xFFFF), second = bf16_float(pairs[e] >> 16);
+        low = e ? low + first : first, high = e ? high + second : second;
+      }
+      *reinterpret_cast<u32*>(out + token * results.rows + column) = bf16x2(low, high);
+    }
+  }
+};
+
 // K: the format of the routed experts.
 template <class F, class K, bool LISTED, bool RESIDENT, class End>
 __device__ __forceinline__ void run(const Work& m, const Ring<F, K, RESIDENT>& ring, End& end) {
@@ -343,7 +385,45 @@ __device__ __forceinline__ void begin(const Ring<F, K, RESIDENT>& ring, const Wo
     run<F, K, true, false>(m, ring, end);                                                                             \
   }
 
+#define EXPERTS_CHOSEN                                                                                                \
+  const u8 *routed, const int *apart, const u8 *shared, const i64 *chosen, const float *route, const u8 *x
+#define EXPERTS_FEW_WORK(x, x_scale, SPAN)                                                                            \
+  __shared__ List list;                                                                                               \
+  make_list(list, chosen, route, tokens, k, experts);                                                                 \
+  const Work m{{routed, apart}, {shared, nullptr}, experts, x, x_scale, list.group, &list.total, MOST_LISTED, heights, \
+               SPAN,            blocks,            stages}
+
+// Few tokens: nothing in front of these and nothing behind.
+#define EXPERTS_FEW(name, K, UP, UP_THREADS, DOWN, DOWN_THREADS)                                                      \
+  extern "C" __global__ void __launch_bounds__(UP_THREADS, 1)                                                         \
+      experts_##name##_up_few(EXPERTS_CHOSEN, const u8* x_scale, int tokens, int k, int experts, int heights,         \
+                              int blocks, int stages, float limit, u8* hidden, float* scale, int* arrived, int most) { \
+    EXPERTS_MEMORY(K);                                                                                                \
+    __shared__ uint4 tops[FEW][4], staged[FEW * ROW_BYTES / 16];                                                      \
+    using F = Form<FEW, UP>;                                                                                          \
+    EXPERTS_FEW_WORK(nullptr, nullptr, F::PIECES);                                                                    \
+    const Ring<F, K, true> ring(memory, full, empty, table, m);                                                       \
+    Swiglu<F> end{limit, list.weight[0], hidden, scale, tops, staged};                                                \
+    for (int i = threadIdx.x; blockIdx.x == 0 && i < most; i += blockDim.x) arrived[i] = 0;                           \
+    begin(ring, m, table);                                                                                            \
+    if (threadIdx.x < F::WORKERS) lay_out<F::WORKERS>(ring.tokens, ring.scales, x, x_scale, tokens, blocks);          \
+    run<F, K, false, true>(m, ring, end);                                                                             \
+  }                                                                                                                   \
+  extern "C" __global__ void __launch_bounds__(DOWN_THREADS, 4 / DOWN)                                                \
+      experts_##name##_down_few(EXPERTS_CHOSEN, const float* x_scale, int tokens, int k, int experts, int heights,    \
+                                int blocks, int stages, bf16* y, int* arrived, bf16* out) {                           \
+    EXPERTS_MEMORY(K);                                                                                                \
+    __shared__ int last;                                                                                              \
+    using F = Form<FEW, DOWN>;                                                                                        \
+    EXPERTS_FEW_WORK(x, x_scale, 1);                                                                                  \
+    const Ring<F, K, false> ring(memory, full, empty, table, m);                                                      \
+    Summed<F> end{{list.pair[0], y, static_cast<i64>(heights) * 64 * DOWN}, list, tokens, k + 1, arrived, out, &last}; \
+    begin(ring, m, table);                                                                                            \
+    run<F, K, false, false>(m, ring, end);                                                                            \
+  }
+
 #define EXPERTS(name, K)               \
+  EXPERTS_FEW(name, K, 4, 576, 2, 320) \
   EXPERTS_LISTED(name, K, 8, 4, 576)   \
   EXPERTS_LISTED(name, K, 16, 4, 576)  \
   EXPERTS_LISTED(name, K, 32, 4, 576)  \
