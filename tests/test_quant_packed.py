@@ -72,7 +72,7 @@ def value(packed: Packed, row: int, column: int) -> float:
     apart = bool(packed.apart[row // ROWS])
     if packed.format in (FP8_BLOCK, FP8_BLOCK_F32):
         byte = quarter[((((warp * 2 + h) * 2 + c % 32 // 16) * 8 + g) * 4 + t) * 16 + c % 16]
-        scale = _float(quarter, 8192 + 4 * (2 * warp + h))
+        scale = _float(quarter, 8192 + 4 * h)
         return float(torch.tensor(byte, dtype=torch.uint8).view(torch.float8_e4m3fn).float() * scale)
     word = _word(quarter, (((warp * 2 + h) * 8 + g) * 4 + t) * 16 + c % 32 // 8 * 4)
     sign = word >> (8 * j + 7 if j < 4 else 8 * (j - 4) + 3) & 1

@@ -1,6 +1,6 @@
 """The experts on Hopper, routed and shared: who goes where, two matrices with all that is between them, and the sum.
 
-Up to eight tokens are the business of two kernels: blocks of the first find out by themselves who goes where, and in the
+Up to eight tokens are the business of two kernels: blocks of the first find out by themselves who goes where, in the
 second whoever comes last adds up. No kernel starts before the one in front of it is through: with early starts the op
 takes 1.4 times as long (LOG.md).
 """

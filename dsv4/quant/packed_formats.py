@@ -23,10 +23,10 @@ a step of 0 to 10 at which all those numbers are E4M3's. The second factor, whic
 times the global scale is the FP32 number. Byte 88 stands for a scale of zero. Rows `apart` have the bytes of the
 checkpoint there, and the global scale as their FP32 number.
 
-FP8, 8,224 bytes, its scales powers of two or not:
+FP8, 8,208 bytes, its scales powers of two or not:
 
     8,192 bytes  [4 warps][h 2][2][g 8][t 4][16 bytes]   E4M3 as it was
-       32 bytes  [4 warps][h 2] FP32                     scales: rows of one parity of sixteen share theirs
+       16 bytes  [h 2] FP32, and eight bytes of zeros    scales: rows of one parity share theirs
 """
 
 from __future__ import annotations
@@ -166,16 +166,17 @@ def _encode_fp8(m: Rows) -> tuple[Tensor, Tensor]:
     down, across = rows // ROWS, columns // COLUMNS
     data = m.data.view(down, _QUARTERS, 4, 8, 2, across, 4, 2, 16).permute(0, 5, 1, 2, 4, 7, 3, 6, 8)
     scale = ue8m0_decode(m.scale) if m.scale.dtype == torch.uint8 else m.scale
-    scale = scale.view(down, _QUARTERS, 4, 8, 2, across)[:, :, :, 0].permute(0, 4, 1, 2, 3)
-    return torch.cat((_bytes(data), _bytes(scale)), -1).flatten(2), torch.zeros(down, dtype=torch.int32).to(data.device)
+    scale = scale.view(down, _QUARTERS, 32, 2, across)[:, :, 0].permute(0, 3, 1, 2)
+    packed = torch.cat((_bytes(data), _bytes(torch.nn.functional.pad(scale, (0, 2)))), -1)
+    return packed.flatten(2), torch.zeros(down, dtype=torch.int32, device=data.device)
 
 
 def _decode_fp8(tiles: Tensor, apart: Tensor, factor: Tensor) -> Rows:
     down, across = tiles.shape[:2]
-    data, scale = tiles.unflatten(2, (_QUARTERS, -1)).split((8192, 32), -1)
+    data, scale = tiles.unflatten(2, (_QUARTERS, -1)).split((8192, 16), -1)
     data = data.reshape(down, across, _QUARTERS, 4, 2, 2, 8, 4, 16).permute(0, 2, 3, 6, 4, 1, 7, 5, 8)
-    scale = scale.contiguous().view(torch.float32).view(down, across, _QUARTERS, 4, 1, 2)
-    scale = scale.expand(-1, -1, -1, -1, 8, -1).permute(0, 2, 3, 4, 5, 1).reshape(down * ROWS, across)
+    scale = scale.contiguous().view(torch.float32)[..., :2].unsqueeze(3).expand(-1, -1, -1, 32, -1)
+    scale = scale.permute(0, 2, 3, 4, 1).reshape(down * ROWS, across)
     return Rows(data.reshape(down * ROWS, across * COLUMNS), scale, factor)
 
 
@@ -187,6 +188,6 @@ def _decode_fp8_ue8m0(tiles: Tensor, apart: Tensor, factor: Tensor) -> Rows:
 LAYOUTS: Final[dict[Format, Layout]] = {
     MXFP4: Layout(4352, _encode_mxfp4, _decode_mxfp4),
     NVFP4: Layout(4864, _encode_nvfp4, _decode_nvfp4),
-    FP8_BLOCK: Layout(8224, _encode_fp8, _decode_fp8_ue8m0),
-    FP8_BLOCK_F32: Layout(8224, _encode_fp8, _decode_fp8),
+    FP8_BLOCK: Layout(8208, _encode_fp8, _decode_fp8_ue8m0),
+    FP8_BLOCK_F32: Layout(8208, _encode_fp8, _decode_fp8),
 }

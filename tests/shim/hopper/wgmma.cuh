@@ -13,6 +13,7 @@ inline void wgmma_commit() {}
 template <int LEFT>
 void wgmma_wait() {}
 
+inline void hold(const u32 (&)[4]) {}
 template <int N>
 void give_registers() {}
 template <int N>

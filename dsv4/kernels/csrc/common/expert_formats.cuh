@@ -41,11 +41,13 @@ __device__ __forceinline__ uint2 codes_times(float by) {
 }
 
 // Each format: bytes of a quarter; into how many E4M3 numbers a weight is taken apart; how many scales 128 columns of a row
-// have; and `read`: of rows 2 g + h of a warp's sixteen the words of 128 columns and the scale of their sum. A tile that
-// stands apart is read once for each of its scales, with zeros for the columns of the others.
+// have; whether the next words are read AHEAD (it pays where they are widened, and two terms find no room); and `read`: of
+// rows 2 g + h of a warp's sixteen the words of 128 columns and the scale of their sum. A tile that stands apart is read
+// once for each of its scales, with zeros for the columns of the others.
 
 struct PackedMxfp4 {
   static constexpr int QUARTER = 4352, TERMS = 1, PASSES = 4, ENTRIES = 16, UNIT = 8, NOTHING = 15;
+  static constexpr bool AHEAD = true;
   using Entry = uint2;
 
   // The codes times 2^(step - 8).
@@ -79,6 +81,7 @@ struct PackedMxfp4 {
 // A code times its scale is the sum of two E4M3 numbers, both exact.
 struct PackedNvfp4 {
   static constexpr int QUARTER = 4864, TERMS = 2, PASSES = 8, ENTRIES = 89, UNIT = 40, NOTHING = 88;
+  static constexpr bool AHEAD = false;
   using Entry = uint4;
 
   // The codes times (1 + index % 8 / 8) 2^(index / 8 - 5).
@@ -122,7 +125,8 @@ struct PackedNvfp4 {
 };
 
 struct PackedFp8 {
-  static constexpr int QUARTER = 8224, TERMS = 1, PASSES = 1, ENTRIES = 1;
+  static constexpr int QUARTER = 8208, TERMS = 1, PASSES = 1, ENTRIES = 1;
+  static constexpr bool AHEAD = false;
   using Entry = uint2;
 
   __device__ static Entry entry(int) { return make_uint2(0, 0); }
@@ -131,7 +135,7 @@ struct PackedFp8 {
   __device__ __forceinline__ static void read(At quarter, At, const Lane& lane, bool, int, u32 (&a)[1][4][4],
                                               float (&by)[2]) {
     const At data = quarter + 2048 * (lane.warp % 4) + 16 * lane.number;
-    const uint2 scale = load_shared8(quarter + 8192 + 8 * (lane.warp % 4));
+    const uint2 scale = load_shared8(quarter + 8192);
     by[0] = __uint_as_float(scale.x), by[1] = __uint_as_float(scale.y);
 #pragma unroll
     for (int row = 0; row < 2; row++)

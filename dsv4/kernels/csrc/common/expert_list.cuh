@@ -49,10 +49,10 @@ __device__ __forceinline__ void make_list(List& list, const i64* chosen, const f
   if (p < pairs) {
     const int token = p / k;
     list.pair[before][token] = token * (k + 1) + smaller, list.weight[before][token] = route[p];
-    if (first) list.group[before] = make_int4(own / MOST_PAIRS, before, 1, 0);
+    if (first) list.group[before] = make_int4(own / MOST_PAIRS, before, 1, FEW);
   }
   if (p < tokens) list.pair[0][p] = p * (k + 1) + k, list.weight[0][p] = 1;
-  if (p == 0) list.group[0] = make_int4(experts, 0, 1, 0), list.total = total;
+  if (p == 0) list.group[0] = make_int4(experts, 0, 1, FEW), list.total = total;
   __syncthreads();
 }
 

@@ -16,7 +16,8 @@ constexpr int TILE_ROWS = 256, COLUMNS = 128, MOST_STAGES = 12;
 template <int NT_, int GROUPS_>
 struct Form {
   static constexpr int NT = NT_, GROUPS = GROUPS_, PIECES = 4 / GROUPS, WARPS = 4 * GROUPS, WORKERS = 32 * WARPS;
-  static constexpr int TOKEN_BYTES = NT * ROW_BYTES, D = NT / 2;
+  static constexpr int TOKEN_BYTES = NT * ROW_BYTES, D = NT / 2;  // D: sums of a thread
+  static constexpr bool MANY = NT >= 128;  // so many that the tensor cores have most to do
 };
 
 struct Matrix {
@@ -29,7 +30,7 @@ struct Work {
   int experts;           // routed ones; the shared one has this number
   const u8* x;           // [groups, blocks, NT * 128]
   const float* x_scale;  // [groups, blocks, NT]
-  const int4* group;     // expert, its first group, how many it has
+  const int4* group;     // expert, its first group, how many it has, how many tokens this one has
   const int* total;      // groups that there are
   int most;              // groups that there is room for
   int heights;           // tasks of a group
@@ -40,7 +41,7 @@ struct Work {
 // What a block does at a time: the rows of one height of an expert for one group. Groups of an expert follow each other
 // closely, so that its weights are still in the second cache.
 struct Task {
-  int group, height, expert;
+  int group, height, expert, tokens;
 };
 
 // Of number `i`; false if there is none. Both loads are on their way at once. LISTED: what they read stands in memory.
@@ -52,6 +53,7 @@ __device__ __forceinline__ bool find(Task& task, const Work& m, int i) {
   if (near >= (LISTED ? load_fresh(m.total) : *m.total)) return false;
   const int further = i - of.y * m.heights;
   task.height = further / of.z, task.group = of.y + further % of.z, task.expert = of.x;
+  task.tokens = of.w;
   return true;
 }
 
@@ -119,64 +121,89 @@ struct Turn {
   int stage = 0, round = 0;
 };
 
+// What a thread multiplies at a time: the words of its rows, and the scales of their sums.
+template <class K>
+struct Words {
+  u32 a[K::TERMS][4][4];
+  float by[2];
+};
+
 // The sums over all columns, of rows 16 warp + 2 g and the one behind it: sum[4 j], sum[4 j + 1] are those of tokens
-// 8 j + 2 t and the one behind it, sum[4 j + 2] and sum[4 j + 3] the second row's.
+// 8 j + 2 t and the one behind it, sum[4 j + 2] and sum[4 j + 3] the second row's. Where there are MANY tokens the next
+// words are widened while the tensor cores multiply; elsewhere a stage is given back the sooner for not waiting for more.
 template <class K, class F, class R, bool RESIDENT, int D>
 __device__ __forceinline__ void multiply(float (&sum)[D], const Ring<F, R, RESIDENT>& ring, const Work& m, bool apart,
                                          const Lane& lane, Turn& turn) {
   constexpr int SLOT = Ring<F, R, RESIDENT>::SLOT;
+  constexpr bool AHEAD = F::MANY && K::AHEAD;
   const auto tokens = kept_address(ring.tokens), scales = kept_address(ring.scales) + 8 * lane.t;
   const auto quarter = kept_address(ring.weights) + lane.warp / 4 * K::QUARTER, table = kept_address(ring.table);
   const auto filled = kept_address(ring.full), emptied = kept_address(ring.empty);
 #pragma unroll
   for (int i = 0; i < D; i++) sum[i] = 0;
   const int last = apart ? K::PASSES - 1 : 0;  // a tile that stands apart is gone through as often as it has scales
+  Words<K> now, ahead;
+  const auto read = [&](const Turn& at, int pass, Words<K>& to) {
+    wait_at(filled + at.stage * sizeof(Barrier), at.round & 1);
+    K::read(quarter + at.stage * SLOT, table, lane, apart, pass, to.a, to.by);
+  };
+  if (AHEAD) read(turn, 0, now);
   int pass = 0;
 #pragma unroll 1
   for (int b = 0; b < m.blocks;) {
-    wait_at(filled + turn.stage * sizeof(Barrier), turn.round & 1);
+    if (!AHEAD) read(turn, pass, now);
     const int place = RESIDENT ? b : turn.stage;
-    u32 a[K::TERMS][4][4];
-    float by[2];
-    K::read(quarter + turn.stage * SLOT, table, lane, apart, pass, a, by);
     const u64 x = operand_at(tokens + place * F::TOKEN_BYTES);
     float part[D];
     wgmma_fence();
 #pragma unroll
-    for (int i = 0; i < 4 * K::TERMS; i++) wgmma(part, a[i / 4][i % 4], x | 2 * (i % 4), i);
+    for (int i = 0; i < 4 * K::TERMS; i++) wgmma(part, now.a[i / 4][i % 4], x | 2 * (i % 4), i);
     wgmma_commit();
+    const bool more = pass < last;  // of this tile
+    Turn next = turn;
+    if (!more && ++next.stage == m.stages) next.stage = 0, next.round++;
+    if (AHEAD && (more || b + 1 < m.blocks)) read(next, more ? pass + 1 : 0, ahead);
     wgmma_wait<0>();
+#pragma unroll
+    for (int i = 0; i < 4 * K::TERMS; i++) hold(now.a[i / 4][i % 4]);
 #pragma unroll
     for (int i = 0; i < D; i += 4) {
       const uint2 scale = load_shared8(scales + (place * F::NT + 2 * i) * 4);
       const float s[2] = {__uint_as_float(scale.x), __uint_as_float(scale.y)};
 #pragma unroll
-      for (int j = 0; j < 4; j++) sum[i + j] = fmaf(part[i + j], s[j % 2] * by[j / 2], sum[i + j]);
+      for (int j = 0; j < 4; j++) sum[i + j] = fmaf(part[i + j], s[j % 2] * now.by[j / 2], sum[i + j]);
     }
-    if (++pass <= last) continue;
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) arrive_at(emptied + turn.stage * sizeof(Barrier));
-    pass = 0, b++;
-    if (++turn.stage == m.stages) turn.stage = 0, turn.round++;
+    if (more) {
+      pass++;
+    } else {
+      __syncwarp();
+      if (threadIdx.x % 32 == 0) arrive_at(emptied + turn.stage * sizeof(Barrier));
+      pass = 0, b++;
+    }
+    turn = next;
+    if (AHEAD) now = ahead;
   }
 }
 
 // Row 2 h of the weights is gate h, row 2 h + 1 up h: a thread has both, for eight hidden columns a warp. The 128 columns
-// that share a scale are those of a task; those of its earlier pieces wait in registers.
+// that share a scale are those of a task; where it has two pieces, the first one's wait where bytes will be `staged`.
 template <class F>
 struct Swiglu {
-  static constexpr int VALUES = F::NT / 4;
   float limit;
   const float* weight;  // [groups, NT]
   u8* hidden;           // [groups, heights, NT * 128]: x of the second matrix
   float* scale;         // [groups, heights, NT]
   uint4 (*tops)[4];     // shared: of each token, the largest of each warp of the pieces
   uint4* staged;        // shared, [NT][128 bytes]
-  u32 kept[F::PIECES][VALUES / 2];
+  u32 kept[F::NT / 8];  // of the last piece
 
-  __device__ __forceinline__ void piece(int number, const float (&sum)[F::D], const Task& task, const Lane& lane) {
+  template <int D>
+  __device__ __forceinline__ void piece(int number, const float (&sum)[D], const Task& task, const Lane& lane) {
+    static_assert(F::PIECES <= 2, "there is room for one piece to wait");
+    const bool waits = number + 1 < F::PIECES;
+    if (waits) meet<F::WORKERS>(1);  // all have copied the bytes of the task before
 #pragma unroll
-    for (int j = 0; j < F::NT / 8; j++) {
+    for (int j = 0; j < D / 4; j++) {
       const int token = 8 * j + 2 * lane.t;
       const float2 w = *reinterpret_cast<const float2*>(weight + static_cast<i64>(task.group) * F::NT + token);
       float v[2];
@@ -189,17 +216,22 @@ struct Swiglu {
         for (int other = 4; other < 32; other *= 2) top = max(top, __shfl_xor_sync(ALL_LANES, top, other));
         if (lane.g == 0) reinterpret_cast<u32*>(tops[token + i])[number * F::WARPS + lane.warp] = top;
       }
-      const u32 both = bf16x2(v[0], v[1]);
-#pragma unroll
-      for (int p = 0; p < F::PIECES; p++)  // no register is numbered at run time
-        if (p == number) kept[p][j] = both;
+      kept[j] = bf16x2(v[0], v[1]);
+      if (waits) reinterpret_cast<u32*>(staged)[j * F::WORKERS + threadIdx.x] = kept[j];
     }
   }
 
+  template <int D>
   __device__ __forceinline__ void done(const Work& m, const Task& task, const Lane& lane) {
+    u32 pairs[F::PIECES][D / 4];
+#pragma unroll
+    for (int j = 0; j < D / 4; j++) {
+      if (F::PIECES > 1) pairs[0][j] = reinterpret_cast<const u32*>(staged)[j * F::WORKERS + threadIdx.x];
+      pairs[F::PIECES - 1][j] = kept[j];
+    }
     meet<F::WORKERS>(1);
 #pragma unroll
-    for (int i = 0; i < VALUES; i++) {
+    for (int i = 0; i < D / 2; i++) {
       const int token = i / 2 * 8 + 2 * lane.t + i % 2;
       u32 top = 0;
 #pragma unroll
@@ -213,7 +245,7 @@ struct Swiglu {
       for (int q = 0; q < F::PIECES; q++) {
         // Column h: word h / 4 = 8 t + p goes to piece p, word t.
         const int column = 8 * (q * F::WARPS + lane.warp) + lane.g, p = column / 4 % 8;
-        const float v = bf16_float(i % 2 ? kept[q][i / 2] >> 16 : kept[q][i / 2] & 0xFFFF);
+        const float v = bf16_float(i % 2 ? pairs[q][i / 2] >> 16 : pairs[q][i / 2] & 0xFFFF);
         reinterpret_cast<u8*>(staged)[token * ROW_BYTES + 16 * (p ^ (token & 7)) + column / 32 * 4 + column % 4] =
             broken ? 0 : static_cast<u8>(e4m3(v * __uint_as_float((254 - byte) << 23)));
         if (column == 0)
@@ -223,7 +255,7 @@ struct Swiglu {
     }
     meet<F::WORKERS>(1);
     u8* const to = hidden + (static_cast<i64>(task.group) * m.heights + task.height) * F::TOKEN_BYTES;
-    for (int i = threadIdx.x; i < F::NT * 8; i += F::WORKERS) reinterpret_cast<uint4*>(to)[i] = staged[i];
+    for (int i = threadIdx.x; i < 2 * D * 8; i += F::WORKERS) reinterpret_cast<uint4*>(to)[i] = staged[i];
   }
 };
 
@@ -233,16 +265,18 @@ struct Results {
   bf16* y;          // [pairs, rows]
   i64 rows;
 
-  __device__ __forceinline__ void piece(int, const float (&sum)[F::D], const Task& task, const Lane& lane) const {
+  template <int D>
+  __device__ __forceinline__ void piece(int, const float (&sum)[D], const Task& task, const Lane& lane) const {
     bf16* const to = y + task.height * 64 * F::GROUPS + 16 * lane.warp + 2 * lane.g;
 #pragma unroll
-    for (int j = 0; j < F::NT / 8; j++) {
+    for (int j = 0; j < D / 4; j++) {
       const int2 who =
           *reinterpret_cast<const int2*>(pair + static_cast<i64>(task.group) * F::NT + 8 * j + 2 * lane.t);
       if (who.x >= 0) *reinterpret_cast<u32*>(to + who.x * rows) = bf16x2(sum[4 * j], sum[4 * j + 2]);
       if (who.y >= 0) *reinterpret_cast<u32*>(to + who.y * rows) = bf16x2(sum[4 * j + 1], sum[4 * j + 3]);
     }
   }
+  template <int D>
   __device__ __forceinline__ void done(const Work&, const Task&, const Lane&) const {}
 };
 
@@ -256,9 +290,11 @@ struct Summed {
   bf16* out;     // [tokens, rows]
   int* last;     // shared
 
-  __device__ __forceinline__ void piece(int number, const float (&sum)[F::D], const Task& task, const Lane& lane) const {
+  template <int D>
+  __device__ __forceinline__ void piece(int number, const float (&sum)[D], const Task& task, const Lane& lane) const {
     results.piece(number, sum, task, lane);
   }
+  template <int D>
   __device__ __forceinline__ void done(const Work&, const Task& task, const Lane&) const {
     meet<F::WORKERS>(1);
     if (threadIdx.x == 0) {
@@ -288,13 +324,31 @@ struct Summed {
   }
 };
 
+// All pieces of a task, for 2 D tokens of its group.
+template <int D, class F, class K, bool RESIDENT, class End>
+__device__ __forceinline__ void work(const Work& m, const Ring<F, K, RESIDENT>& ring, const Task& task, const Lane& lane,
+                                     Turn& turn, End& end) {
+#pragma unroll 1
+  for (int piece = 0; piece < m.span; piece++) {
+    const Rows rows = Rows::of(m, task, piece, F());
+    float sum[D];
+    if (rows.shared) {
+      multiply<PackedFp8>(sum, ring, m, false, lane, turn);
+    } else {
+      multiply<K>(sum, ring, m, m.routed.apart[rows.tile], lane, turn);
+    }
+    end.piece(piece, sum, task, lane);
+  }
+  end.template done<D>(m, task, lane);
+}
+
 // K: the format of the routed experts.
 template <class F, class K, bool LISTED, bool RESIDENT, class End>
 __device__ __forceinline__ void run(const Work& m, const Ring<F, K, RESIDENT>& ring, End& end) {
   constexpr int SLOT = Ring<F, K, RESIDENT>::SLOT;
   const int warp = threadIdx.x / 32;
   if (warp >= F::WARPS) {
-    if (F::NT >= 128) give_registers<40>();
+    if (F::MANY) give_registers<40>();
     if (warp == F::WARPS && threadIdx.x % 32 == 0) {
       const u64 once = evict_first();
       fill<LISTED>(m, ring.full, ring.empty, [&](const Cursor<LISTED>& at, int stage) {
@@ -319,23 +373,16 @@ __device__ __forceinline__ void run(const Work& m, const Ring<F, K, RESIDENT>& r
       });
     return;
   }
-  if (F::NT >= 128) take_registers<232>();
+  if (F::MANY) take_registers<232>();
   const Lane lane;
   Task task;
   Turn turn;
   for (int i = blockIdx.x; find<LISTED>(task, m, i); i += gridDim.x) {
-#pragma unroll 1
-    for (int piece = 0; piece < m.span; piece++) {
-      const Rows rows = Rows::of(m, task, piece, F());
-      float sum[F::D];
-      if (rows.shared) {
-        multiply<PackedFp8>(sum, ring, m, false, lane, turn);
-      } else {
-        multiply<K>(sum, ring, m, m.routed.apart[rows.tile], lane, turn);
-      }
-      end.piece(piece, sum, task, lane);
+    if (F::MANY && task.tokens <= F::NT / 2) {
+      work<F::MANY ? F::D / 2 : F::D>(m, ring, task, lane, turn, end);
+    } else {
+      work<F::D>(m, ring, task, lane, turn, end);
     }
-    end.done(m, task, lane);
   }
 }
 

@@ -132,6 +132,11 @@ __device__ __forceinline__ void wgmma(float (&d)[64], const u32 (&a)[4], u64 b, 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
 }
 
+// Behind the wait for products: their weights stay in their registers until here. The compiler takes them for read at once.
+__device__ __forceinline__ void hold(const u32 (&a)[4]) {
+  asm volatile("" ::"r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]) : "memory");
+}
+
 // What a warpgroup has of the registers of a multiprocessor: less where it copies, more where it multiplies. All its warps.
 template <int N>
 __device__ __forceinline__ void give_registers() {
