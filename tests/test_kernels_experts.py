@@ -67,7 +67,7 @@ def test_every_case_in_every_order(name: str, order: int, played: Path, monkeypa
 
 
 FORMATS, KERNELS, TOKENS = "common/expert_formats.cuh", "common/experts.cuh", "expert_tokens.cu"
-LIST = "common/expert_list.cuh"
+LIST, ENDS = "common/expert_list.cuh", "common/expert_ends.cuh"
 BUGS = {
     "a sign of the wrong column": (FORMATS, "(word << 4 & 0x80808080u)", "(word & 0x80808080u)", "1 tokens"),
     "a step of the wrong columns": (FORMATS, "word.y >> 4 * lane.t", "word.y >> 4 * (3 - lane.t)", "1 tokens"),
@@ -79,12 +79,12 @@ BUGS = {
     "one scale for gate and up": (FORMATS, "by[1] = __uint_as_float(scale.y)", "by[1] = by[0]", "9 tokens of fp8_f32"),
     "a ring that is not waited for": (KERNELS, "if (round) empty", "if (0) empty", "9 tokens"),
     "a stage given back too early": (KERNELS, "if (++pass <= last) continue;", "pass++;", "scales far apart"),
-    "no route weight": (KERNELS, "* (i ? w.y : w.x)", "", "1 tokens"),
-    "hidden bytes not dealt out": (KERNELS, "p ^ (token & 7)", "p", "9 tokens"),
+    "no route weight": (ENDS, "* (i ? w.y : w.x)", "", "1 tokens"),
+    "hidden bytes not dealt out": (ENDS, "p ^ (token & 7)", "p", "9 tokens"),
     "the shared expert for all": (KERNELS, "rows.shared ? m.shared.tiles", "1 ? m.shared.tiles", "9 tokens of fp8"),
     "64 tokens of a group alone": (KERNELS, "task.tokens <= F::NT / 2", "true", "one expert has all tokens"),
     "words of the tile before": (KERNELS, "if (AHEAD) now = ahead;", "", "64 tokens"),
-    "half of the columns quantised alone": (KERNELS, "[number * F::WARPS + lane.warp] = top", "[lane.warp] = top",
+    "half of the columns quantised alone": (ENDS, "[number * F::WARPS + lane.warp] = top", "[lane.warp] = top",
                                             "64 tokens"),
     "token bytes not dealt out": (TOKENS, "piece ^ (n & 7)", "piece", "9 tokens"),
     "groups of one expert too few": (TOKENS, "(count[e] + wide - 1) / wide", "count[e] / wide", "9 tokens"),
@@ -94,8 +94,8 @@ BUGS = {
     "choices of few summed as they came": (LIST, "smaller += other < expert", "smaller += s < slot",
                                            "few tokens, two experts cancel"),
     "columns of few not dealt out": (LIST, "piece ^ n", "piece", "3 tokens"),
-    "whoever comes first sums": (KERNELS, "== list.total - 1", "== 0", "3 tokens"),
-    "a sum that begins late": (KERNELS, "low = e ? low + first : first", "low = first", "3 tokens"),
+    "whoever comes first sums": (ENDS, "== list.total - 1", "== 0", "3 tokens"),
+    "a sum that begins late": (ENDS, "low = e ? low + first : first", "low = first", "3 tokens"),
     "the first expert left out": (TOKENS, "e ? sum[i] + v[i] : v[i]", "v[i]", "9 tokens"),
 }  # fmt: skip
 

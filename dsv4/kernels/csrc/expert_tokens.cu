@@ -2,9 +2,9 @@
 //
 // expert_tokens  The tokens of an expert, ascending, in groups of at most `wide`; the groups of the shared expert, which
 //                has all tokens, then those of ascending experts. A group's tokens are laid out as common/experts.cuh
-//                copies them: of every 128 columns `wide` rows of 128 bytes. Their words of four columns are dealt out, word 8 t + p to piece p
-//                and there to word t, for so the packed weights have them (dsv4/quant/packed.py), and piece p of row n
-//                lies at p ^ (n % 8). Beside them the scales as numbers.
+//                copies them: of every 128 columns `wide` rows of 128 bytes. Their words of four columns are dealt out,
+//                word 8 t + p to piece p and there to word t, for so the packed weights have them
+//                (dsv4/quant/packed.py), and piece p of row n lies at p ^ (n % 8). Beside them the scales as numbers.
 // expert_sum     In FP32, by ascending expert, the shared one last.
 //
 // Moves   6 tokens of 4 KB for one of Flash: nothing; 8,192 tokens: 200 MB read, 267 MB written.
@@ -25,8 +25,8 @@ __device__ __forceinline__ int lanes_sum(int v) {
 
 // chosen [tokens, k], route [tokens, k]; x [tokens, blocks, 128], x_scale [tokens, blocks]. Block `experts` is the shared
 // one's. total: how many groups there are. group [groups, 4]: expert, the first group of that expert, how many it has,
-// how many tokens this one has. pair [groups, wide]: token * (k + 1) + its place among the token's experts, -1 for nobody; weight alike; image [groups,
-// blocks, wide, 128] and scale [groups, blocks, wide].
+// how many tokens this one has. pair [groups, wide]: token * (k + 1) + its place among the token's experts, -1 for nobody;
+// weight alike; image [groups, blocks, wide, 128] and scale [groups, blocks, wide].
 extern "C" __global__ void __launch_bounds__(512, 2)
     expert_tokens(const i64* chosen, const float* route, const u8* x, const u8* x_scale, int tokens, int k, int blocks,
                   int experts, int wide, int* total, int* group, int* pair, float* weight, u8* image, float* scale) {

@@ -18,9 +18,11 @@ struct alignas(16) List {
 };
 
 // All threads of a block; chosen, route [tokens, k].
-__device__ __forceinline__ void make_list(List& list, const i64* chosen, const float* route, int tokens, int k, int experts) {
+__device__ __forceinline__ void make_list(List& list, const i64* chosen, const float* route, int tokens, int k,
+                                          int experts) {
   const int pairs = tokens * k, p = threadIdx.x;
-  for (int i = p; i < MOST_LISTED * FEW; i += blockDim.x) list.pair[i / FEW][i % FEW] = -1, list.weight[i / FEW][i % FEW] = 0;
+  for (int i = p; i < MOST_LISTED * FEW; i += blockDim.x)
+    list.pair[i / FEW][i % FEW] = -1, list.weight[i / FEW][i % FEW] = 0;
   int own = NOBODY, smaller = 0;
   bool first = true;
   if (p < pairs) {
@@ -58,7 +60,8 @@ __device__ __forceinline__ void make_list(List& list, const i64* chosen, const f
 
 // The columns of all tokens, as `expert_tokens` lays out a group; x [tokens, blocks, 128]. By THREADS threads.
 template <int THREADS>
-__device__ __forceinline__ void lay_out(u8* image, float* scales, const u8* x, const u8* x_scale, int tokens, int blocks) {
+__device__ __forceinline__ void lay_out(u8* image, float* scales, const u8* x, const u8* x_scale, int tokens,
+                                        int blocks) {
   for (int i = threadIdx.x; i < blocks * FEW * 8; i += THREADS) {
     const int b = i / (FEW * 8), n = i / 8 % FEW, piece = i % 8;
     uint4 words = make_uint4(0, 0, 0, 0);

@@ -6,88 +6,9 @@
 // from shared memory. The sums of 128 columns are scaled and added in FP32, column by column. So a token's bits are its
 // own whatever NT, the pieces and its company.
 #pragma once
-#include "common/expert_formats.cuh"
-#include "common/expert_list.cuh"
-#include "common/swiglu.cuh"
+#include "common/expert_ends.cuh"
 
-constexpr int TILE_ROWS = 256, COLUMNS = 128, MOST_STAGES = 12;
-
-// NT: tokens of a group. GROUPS: warpgroups that multiply, so 64 GROUPS rows of a piece.
-template <int NT_, int GROUPS_>
-struct Form {
-  static constexpr int NT = NT_, GROUPS = GROUPS_, PIECES = 4 / GROUPS, WARPS = 4 * GROUPS, WORKERS = 32 * WARPS;
-  static constexpr int TOKEN_BYTES = NT * ROW_BYTES, D = NT / 2;  // D: sums of a thread
-  static constexpr bool MANY = NT >= 128;  // so many that the tensor cores have most to do
-};
-
-struct Matrix {
-  const u8* tiles;   // [experts, rows / 256, blocks, 4 quarters]
-  const int* apart;  // [experts, rows / 256]
-};
-
-struct Work {
-  Matrix routed, shared;
-  int experts;           // routed ones; the shared one has this number
-  const u8* x;           // [groups, blocks, NT * 128]
-  const float* x_scale;  // [groups, blocks, NT]
-  const int4* group;     // expert, its first group, how many it has, how many tokens this one has
-  const int* total;      // groups that there are
-  int most;              // groups that there is room for
-  int heights;           // tasks of a group
-  int span;              // pieces of a task
-  int blocks, stages;
-};
-
-// What a block does at a time: the rows of one height of an expert for one group. Groups of an expert follow each other
-// closely, so that its weights are still in the second cache.
-struct Task {
-  int group, height, expert, tokens;
-};
-
-// Of number `i`; false if there is none. Both loads are on their way at once. LISTED: what they read stands in memory.
-template <bool LISTED>
-__device__ __forceinline__ bool find(Task& task, const Work& m, int i) {
-  const int near = i / m.heights;
-  const int4* const at = m.group + min(near, m.most - 1);
-  const int4 of = LISTED ? load_fresh(at) : *at;
-  if (near >= (LISTED ? load_fresh(m.total) : *m.total)) return false;
-  const int further = i - of.y * m.heights;
-  task.height = further / of.z, task.group = of.y + further % of.z, task.expert = of.x;
-  task.tokens = of.w;
-  return true;
-}
-
-// Which tile a piece of a task's rows lies in, of [experts, rows / 256], and its place there.
-struct Rows {
-  i64 tile;
-  int piece;
-  bool shared;
-
-  template <class F>
-  __device__ static Rows of(const Work& m, const Task& task, int piece, F) {
-    const int number = task.height * m.span + piece, high = m.heights * m.span / F::PIECES;
-    const bool shared = task.expert == m.experts;
-    return {static_cast<i64>(shared ? 0 : task.expert) * high + number / F::PIECES, number % F::PIECES, shared};
-  }
-};
-
-// Where a thread that copies stands.
-template <bool LISTED>
-struct Cursor {
-  const Work& m;
-  Task task;
-  int number, piece = 0, block = 0;
-  bool more;
-
-  __device__ explicit Cursor(const Work& of) : m(of), number(blockIdx.x) { more = find<LISTED>(task, m, number); }
-  __device__ void next() {
-    if (++block < m.blocks) return;
-    block = 0;
-    if (++piece < m.span) return;
-    piece = 0, number += gridDim.x;
-    more = find<LISTED>(task, m, number);
-  }
-};
+constexpr int MOST_STAGES = 12;
 
 // Stages of the ring. Tokens come first: their tiles begin at multiples of 1,024 bytes. RESIDENT: those of all columns
 // are there from the beginning, the same ones for every task.
@@ -185,145 +106,6 @@ __device__ __forceinline__ void multiply(float (&sum)[D], const Ring<F, R, RESID
   }
 }
 
-// Row 2 h of the weights is gate h, row 2 h + 1 up h: a thread has both, for eight hidden columns a warp. The 128 columns
-// that share a scale are those of a task; where it has two pieces, the first one's wait where bytes will be `staged`.
-template <class F>
-struct Swiglu {
-  float limit;
-  const float* weight;  // [groups, NT]
-  u8* hidden;           // [groups, heights, NT * 128]: x of the second matrix
-  float* scale;         // [groups, heights, NT]
-  uint4 (*tops)[4];     // shared: of each token, the largest of each warp of the pieces
-  uint4* staged;        // shared, [NT][128 bytes]
-  u32 kept[F::NT / 8];  // of the last piece
-
-  template <int D>
-  __device__ __forceinline__ void piece(int number, const float (&sum)[D], const Task& task, const Lane& lane) {
-    static_assert(F::PIECES <= 2, "there is room for one piece to wait");
-    const bool waits = number + 1 < F::PIECES;
-    if (waits) meet<F::WORKERS>(1);  // all have copied the bytes of the task before
-#pragma unroll
-    for (int j = 0; j < D / 4; j++) {
-      const int token = 8 * j + 2 * lane.t;
-      const float2 w = *reinterpret_cast<const float2*>(weight + static_cast<i64>(task.group) * F::NT + token);
-      float v[2];
-#pragma unroll
-      for (int i = 0; i < 2; i++) {
-        const float gate = round_bf16(sum[4 * j + i]), up = round_bf16(sum[4 * j + 2 + i]);
-        v[i] = round_bf16(swiglu(gate, up, limit) * (i ? w.y : w.x));
-        u32 top = magnitude(v[i]);
-#pragma unroll
-        for (int other = 4; other < 32; other *= 2) top = max(top, __shfl_xor_sync(ALL_LANES, top, other));
-        if (lane.g == 0) reinterpret_cast<u32*>(tops[token + i])[number * F::WARPS + lane.warp] = top;
-      }
-      kept[j] = bf16x2(v[0], v[1]);
-      if (waits) reinterpret_cast<u32*>(staged)[j * F::WORKERS + threadIdx.x] = kept[j];
-    }
-  }
-
-  template <int D>
-  __device__ __forceinline__ void done(const Work& m, const Task& task, const Lane& lane) {
-    u32 pairs[F::PIECES][D / 4];
-#pragma unroll
-    for (int j = 0; j < D / 4; j++) {
-      if (F::PIECES > 1) pairs[0][j] = reinterpret_cast<const u32*>(staged)[j * F::WORKERS + threadIdx.x];
-      pairs[F::PIECES - 1][j] = kept[j];
-    }
-    meet<F::WORKERS>(1);
-#pragma unroll
-    for (int i = 0; i < D / 2; i++) {
-      const int token = i / 2 * 8 + 2 * lane.t + i % 2;
-      u32 top = 0;
-#pragma unroll
-      for (int w = 0; w < 4; w++) {
-        const uint4 four = tops[token][w];
-        top = max(max(max(four.x, four.y), max(four.z, four.w)), top);
-      }
-      const bool broken = top >= INFINITY_BITS;
-      const u32 byte = Fp8Row::scale_byte(top);
-#pragma unroll
-      for (int q = 0; q < F::PIECES; q++) {
-        // Column h: word h / 4 = 8 t + p goes to piece p, word t.
-        const int column = 8 * (q * F::WARPS + lane.warp) + lane.g, p = column / 4 % 8;
-        const float v = bf16_float(i % 2 ? pairs[q][i / 2] >> 16 : pairs[q][i / 2] & 0xFFFF);
-        reinterpret_cast<u8*>(staged)[token * ROW_BYTES + 16 * (p ^ (token & 7)) + column / 32 * 4 + column % 4] =
-            broken ? 0 : static_cast<u8>(e4m3(v * __uint_as_float((254 - byte) << 23)));
-        if (column == 0)
-          scale[(static_cast<i64>(task.group) * m.heights + task.height) * F::NT + token] =
-              ue8m0_float(broken ? UE8M0_NAN : byte);
-      }
-    }
-    meet<F::WORKERS>(1);
-    u8* const to = hidden + (static_cast<i64>(task.group) * m.heights + task.height) * F::TOKEN_BYTES;
-    for (int i = threadIdx.x; i < 2 * D * 8; i += F::WORKERS) reinterpret_cast<uint4*>(to)[i] = staged[i];
-  }
-};
-
-template <class F>
-struct Results {
-  const int* pair;  // [groups, NT]
-  bf16* y;          // [pairs, rows]
-  i64 rows;
-
-  template <int D>
-  __device__ __forceinline__ void piece(int, const float (&sum)[D], const Task& task, const Lane& lane) const {
-    bf16* const to = y + task.height * 64 * F::GROUPS + 16 * lane.warp + 2 * lane.g;
-#pragma unroll
-    for (int j = 0; j < D / 4; j++) {
-      const int2 who =
-          *reinterpret_cast<const int2*>(pair + static_cast<i64>(task.group) * F::NT + 8 * j + 2 * lane.t);
-      if (who.x >= 0) *reinterpret_cast<u32*>(to + who.x * rows) = bf16x2(sum[4 * j], sum[4 * j + 2]);
-      if (who.y >= 0) *reinterpret_cast<u32*>(to + who.y * rows) = bf16x2(sum[4 * j + 1], sum[4 * j + 3]);
-    }
-  }
-  template <int D>
-  __device__ __forceinline__ void done(const Work&, const Task&, const Lane&) const {}
-};
-
-// The same for few tokens, and their sums: whoever comes last with some rows of the results adds up those of all experts.
-template <class F>
-struct Summed {
-  Results<F> results;
-  const List& list;
-  int tokens, ways;
-  int* arrived;  // [heights]
-  bf16* out;     // [tokens, rows]
-  int* last;     // shared
-
-  template <int D>
-  __device__ __forceinline__ void piece(int number, const float (&sum)[D], const Task& task, const Lane& lane) const {
-    results.piece(number, sum, task, lane);
-  }
-  template <int D>
-  __device__ __forceinline__ void done(const Work&, const Task& task, const Lane&) const {
-    meet<F::WORKERS>(1);
-    if (threadIdx.x == 0) {
-      __threadfence();
-      *last = atomicAdd(arrived + task.height, 1) == list.total - 1;
-      __threadfence();
-    }
-    meet<F::WORKERS>(1);
-    if (!*last) return;
-    constexpr int WORDS = 32 * F::GROUPS;  // of two numbers
-    for (int i = threadIdx.x; i < tokens * WORDS; i += F::WORKERS) {
-      const i64 token = i / WORDS, column = task.height * (2 * WORDS) + i % WORDS * 2;
-      u32 pairs[MOST_CHOICES + 1];
-#pragma unroll
-      for (int e = 0; e <= MOST_CHOICES; e++)  // all on their way at once
-        if (e < ways)
-          pairs[e] = load_fresh(reinterpret_cast<const int*>(results.y + (token * ways + e) * results.rows + column));
-      float low = 0, high = 0;
-#pragma unroll
-      for (int e = 0; e <= MOST_CHOICES; e++) {
-        if (e >= ways) break;
-        const float first = bf16_float(pairs[e] & 0xFFFF), second = bf16_float(pairs[e] >> 16);
-        low = e ? low + first : first, high = e ? high + second : second;
-      }
-      *reinterpret_cast<u32*>(out + token * results.rows + column) = bf16x2(low, high);
-    }
-  }
-};
-
 // All pieces of a task, for 2 D tokens of its group.
 template <int D, class F, class K, bool RESIDENT, class End>
 __device__ __forceinline__ void work(const Work& m, const Ring<F, K, RESIDENT>& ring, const Task& task, const Lane& lane,
@@ -409,9 +191,9 @@ __device__ __forceinline__ void begin(const Ring<F, K, RESIDENT>& ring, const Wo
   __shared__ Barrier full[MOST_STAGES], empty[MOST_STAGES]
 
 // The tokens lie in groups (csrc/expert_tokens.cu).
-#define EXPERTS_LISTED(name, K, NT, GROUPS, THREADS)                                                                      \
+#define EXPERTS_LISTED(name, K, NT, GROUPS, THREADS)                                                                  \
   extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                            \
-      experts_##name##_up_##NT(EXPERTS_GIVEN, float limit, const float* weight, u8* hidden, float* scale) {                    \
+      experts_##name##_up_##NT(EXPERTS_GIVEN, float limit, const float* weight, u8* hidden, float* scale) {           \
     EXPERTS_MEMORY(K);                                                                                                \
     __shared__ uint4 tops[NT][4], staged[NT * ROW_BYTES / 16];                                                        \
     using F = Form<NT, GROUPS>;                                                                                       \
@@ -422,7 +204,7 @@ __device__ __forceinline__ void begin(const Ring<F, K, RESIDENT>& ring, const Wo
     run<F, K, true, false>(m, ring, end);                                                                             \
   }                                                                                                                   \
   extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                            \
-      experts_##name##_down_##NT(EXPERTS_GIVEN, const int* pair, bf16* y) {                                                    \
+      experts_##name##_down_##NT(EXPERTS_GIVEN, const int* pair, bf16* y) {                                           \
     EXPERTS_MEMORY(K);                                                                                                \
     using F = Form<NT, GROUPS>;                                                                                       \
     EXPERTS_WORK(1);                                                                                                  \
@@ -469,9 +251,9 @@ __device__ __forceinline__ void begin(const Ring<F, K, RESIDENT>& ring, const Wo
     run<F, K, false, false>(m, ring, end);                                                                            \
   }
 
-#define EXPERTS(name, K)               \
-  EXPERTS_FEW(name, K, 4, 576, 2, 320) \
-  EXPERTS_LISTED(name, K, 8, 4, 576)   \
-  EXPERTS_LISTED(name, K, 16, 4, 576)  \
-  EXPERTS_LISTED(name, K, 32, 4, 576)  \
+#define EXPERTS(name, K)                                                                                              \
+  EXPERTS_FEW(name, K, 4, 576, 2, 320)                                                                                \
+  EXPERTS_LISTED(name, K, 8, 4, 576)                                                                                  \
+  EXPERTS_LISTED(name, K, 16, 4, 576)                                                                                 \
+  EXPERTS_LISTED(name, K, 32, 4, 576)                                                                                 \
   EXPERTS_LISTED(name, K, 128, 2, 384)
