@@ -1,62 +1,48 @@
-"""What each kernel of the routed experts takes: `python -m bench.expert_parts [--json FILE]` on a Hopper GPU.
+"""What each kernel of the experts takes: `python -m bench.expert_parts [--json FILE]` on a Hopper GPU.
 
-Each kernel alone in a CUDA graph, over experts that no cache holds. `whole` is the op, whose kernels run in turn,
-`early` the op whose kernels start while the one in front runs, `down late` the same but for the second matrix.
-GB/s: of the weights that are chosen.
+Each kernel alone in a CUDA graph, over experts that no cache holds. `whole` is the op, whose kernels run in turn.
+GB/s: of the weights that are chosen and of the shared expert's.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Container
 from functools import partial
 from pathlib import Path
-from typing import Any
-from unittest.mock import patch
 
 import torch
 
 from dsv4.bench.clock import in_graph
 from dsv4.bench.ops import TURNS, record, timed
+from dsv4.check.cases.experts import nbytes
 from dsv4.check.contract import Arguments, placed
 from dsv4.check.verify import prepare
 from dsv4.kernels import experts
-from dsv4.kernels.launch import Kernel
-from dsv4.ops.experts import routed_experts
-
-
-def early(late: Container[Kernel], call: Callable[[], object]) -> object:
-    """A call in which all kernels but the late ones start while the one in front of them runs."""
-    usual = Kernel.__call__
-
-    def launched(self: Kernel, *arguments: Any, **more: Any) -> None:
-        usual(self, *arguments, pdl=self not in late, **more)
-
-    with patch.object(Kernel, "__call__", launched):
-        return call()
+from dsv4.ops.experts import stored_moe
 
 
 def parts(given: Arguments) -> dict[str, partial[object]]:
     """Calls of the kernels with arguments that fit each other."""
-    x, picks, stored, _, limit = given
+    x, picks, stored, limit, dtype = given
     (tokens, d), k, device = x.shape, picks.experts.shape[1], x.device
-    count, width = len(stored.up.tiles), stored.down.shape[1]
-    size = experts.wide(tokens, k, count)
-    most = experts.most_groups(tokens * k, count, size)
-    groups = experts._grouped(x, picks, count, size, most)
-    hidden = torch.empty(most, width // 128, size, 128, dtype=torch.uint8, device=device)
-    scale, y = torch.empty(most, width // 128, size, device=device), torch.empty(tokens, k, d, device=device).bfloat16()
-    up = (experts._UP[size], stored.up, groups.image, groups.scale, groups, most, limit, groups.weight, hidden, scale)
-    down = (experts._DOWN[size], stored.down, hidden, scale, groups, most, groups.pair, y)
-    experts._multiply(*up)
-    whole = partial(routed_experts.implementations["fused"].run, *given)
+    whole = partial(stored_moe.implementations["fused"].run, *given)
+    if experts.few(tokens, k, d):
+        up, down = experts.few_parts(*given)
+        up()
+        return {"up": partial(up), "down": partial(down), "whole": whole}
+    width, form = stored.routed.down.shape[1], experts.choose(tokens, k, stored.many)
+    most = experts.most_groups(tokens, k, stored.many, form.wide)
+    groups = experts._grouped(x, picks, stored.many, form.wide, most)
+    hidden = torch.empty(most, width // 128, form.wide, 128, dtype=torch.uint8, device=device)
+    scale, y = torch.empty(most, width // 128, form.wide, device=device), torch.empty(tokens, k + 1, d, dtype=dtype)
+    y = y.to(device)
+    first = partial(experts._up, stored, form, groups, limit, hidden, scale)
+    first()
     return {
-        "tokens": partial(experts._grouped, x, picks, count, size, most),
-        "up": partial(experts._multiply, *up),
-        "down": partial(experts._multiply, *down),
+        "tokens": partial(experts._grouped, x, picks, stored.many, form.wide, most),
+        "up": first,
+        "down": partial(experts._down, stored, form, groups, hidden, scale, y),
         "whole": whole,
-        "early": partial(early, (), whole),
-        "down late": partial(early, list(experts._DOWN.values()), whole),
     }
 
 
@@ -72,10 +58,13 @@ def main() -> None:
         assert case.turn
         sets = [parts(case.turn(given, number)) for number in range(TURNS if len(given[0]) <= 64 else 1)]
         us = {name: 1e6 * in_graph([one[name] for one in sets], 15).seconds for name in sets[0]}
-        rows, columns = given[2].down.shape
-        matrix = len(given[1].experts.unique()) * rows * columns * 17 / 32  # bytes of one of the three
-        weights = {"up": 2 * matrix, "down": matrix} | dict.fromkeys(("whole", "early", "down late"), 3 * matrix)
-        rates = {name: round(nbytes / us[name] / 1e3) for name, nbytes in weights.items()}
+        chosen = len(given[1].experts.unique())
+        up, down = (
+            chosen * nbytes(routed) + nbytes(shared)
+            for routed, shared in zip(given[2].routed, given[2].shared, strict=True)
+        )
+        weights = {"up": up, "down": down, "whole": up + down}
+        rates = {name: round(size / us[name] / 1e3) for name, size in weights.items()}
         print(f"{case.name}: " + "  ".join(f"{name} {t:.2f} us" for name, t in us.items()), rates, flush=True)
         if asked.json:
             record(asked.json, {"what": "expert parts", "case": case.name, "us": us, "GB/s": rates}, device)

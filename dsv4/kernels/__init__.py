@@ -40,7 +40,7 @@ _SIMT: Final = {
     "unit_rms": ("fused",),
     "write_kv": ("fused",),
 }
-_HOPPER: Final = ("attend", "grouped_scaled_matmul", "linear", "routed_experts", "scaled_matmul", "shared_input")
+_HOPPER: Final = ("attend", "grouped_scaled_matmul", "linear", "scaled_matmul", "shared_input", "stored_moe")
 # The only place where the choice stands: architecture -> op -> implementations, the best first. "unfused" is the op's
 # own body over the kernels of the smaller ops, and stands where these leave nothing to plain PyTorch.
 PREFER: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = dict.fromkeys(ARCHITECTURES, _SIMT) | {

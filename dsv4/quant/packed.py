@@ -1,56 +1,40 @@
-"""MXFP4 matrices in the order in which Hopper's tensor cores take them: packed once at load, and back without loss.
+"""Matrices of experts in the order in which Hopper's tensor cores take them: packed once at load, back without loss.
 
-A tile is 256 rows of 128 columns, 17,408 bytes in one piece, so that a copy engine reads memory from end to end:
-
-    16,384 bytes  [16 warps][2][8][4][16 bytes]   row 16 w + 2 g + h, columns 32 t .. 32 t + 31 at [w][h][g][t]
-     1,024 bytes  [256] words                     the scales of a row
+A tile is 256 rows of 128 columns in one piece, so that a copy engine reads memory from end to end: four quarters of 64
+rows, each what four warps multiply, with all that belongs to it. How a quarter lies in memory its format says
+(dsv4/quant/packed_formats.py): first the numbers of the four warps, then the scales.
 
 A thread of a warpgroup's product holds rows g and g + 8 of sixteen, here neighbours 2 g and 2 g + 1 (so gate and up of
-one hidden column, or two numbers of a result), and of each one the columns of one scale. Eight codes are a word. Their
-magnitudes stay where MXFP4 has them, and select a byte of a table each. The signs move to where the two words of
-widened bytes want them: nibble 2 j + 1 holds the sign of column j, nibble 2 j that of column j + 4.
-
-    word of scales    bit 30 .. 23 base | 15 .. 12, 11 .. 8, 7 .. 4, 3 .. 0  step of columns 96.., 64.., 32.., 0..
-
-The scale of 32 columns is 2^(base - 127) times 2^(step - 8), with a step of 0 to 14: as E4M3 numbers, the codes times
-2^(step - 8) are exact. A row whose scales lie further apart within 128 columns, or are NaN, makes its 256 rows of the
-matrix stand `apart`: there the word is the four bytes as they were.
+one hidden column, or two numbers of a result), and of each one the columns 32 t .. 32 t + 31 of 128.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dsv4.quant import e2m1
-from dsv4.quant.e8m0 import NAN
-from dsv4.quant.formats import MXFP4, FormatError
+from dsv4.quant.formats import Format, FormatError
+from dsv4.quant.packed_formats import COLUMNS, LAYOUTS, ROWS, Rows
 from dsv4.quant.tensor import QTensor
 
-ROWS: Final = 256
-COLUMNS: Final = 128
-DATA_BYTES: Final = ROWS * COLUMNS // 2
-TILE_BYTES: Final = DATA_BYTES + 4 * ROWS
-MOST_STEP: Final = 14  # 6 * 2^(14 - 8) = 384 is an E4M3 number
-_LARGEST: Final = 6  # of the largest scale, how far it stands above the base
-_SIGN_OF: Final = [4, 0, 5, 1, 6, 2, 7, 3]  # which column's sign a nibble holds
-_NIBBLE_OF: Final = [1, 3, 5, 7, 0, 2, 4, 6]  # where a column's sign is held
-_BASE: Final = 23
-_BYTES: Final = torch.tensor([0, 8, 16, 24], dtype=torch.int32)
-_STEPS: Final = torch.tensor([0, 4, 8, 12], dtype=torch.int32)
+__all__ = ["COLUMNS", "ROWS", "Packed", "pack", "stack", "tile_bytes", "unpack", "values"]
+PACKED: Final = tuple(LAYOUTS)
 
 
 class Packed(NamedTuple):
     """One matrix [rows, columns], or E of them.
 
-    tiles: uint8 [(E,) rows / 256, columns / 128, 17408]. apart: int32 [(E,) rows / 256], 1 where scales are bytes.
+    tiles: uint8 [(E,) rows / 256, columns / 128, `tile_bytes`]. apart: int32 [(E,) rows / 256], 1 where scales are the
+    bytes of the checkpoint. factor: FP32 [(E,) P], the global scales of the P stored matrices whose rows alternate.
     """
 
     tiles: Tensor
     apart: Tensor
+    factor: Tensor
+    format: Format
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -59,53 +43,77 @@ class Packed(NamedTuple):
 
     def matrix(self, number: int) -> Packed:
         """One matrix of E."""
-        return Packed(self.tiles[number], self.apart[number])
+        return Packed(self.tiles[number], self.apart[number], self.factor[number], self.format)
 
 
-def pack(q: QTensor) -> Packed:
-    """MXFP4 [rows, columns], multiples of 256 and 128, on any device. FormatError for others."""
-    rows, columns = q.shape
-    if q.format is not MXFP4 or rows % ROWS or columns % COLUMNS:
-        wanted = f"mxfp4, multiples of {ROWS} and {COLUMNS}"
-        raise FormatError("a matrix cannot be packed", got=f"{q.format.name} {rows} x {columns}", wanted=wanted)
-    down, across = rows // ROWS, columns // COLUMNS
-    codes = e2m1.unpack(q.data).view(rows, columns // 8, 8)
-    data = e2m1.pack(codes & 7 | codes[..., _SIGN_OF] & 8)
-    data = data.view(down, 16, 8, 2, across, 4, 16).permute(0, 4, 1, 3, 2, 5, 6).reshape(down, across, DATA_BYTES)
-    words, apart = _words(q.scale.view(down, ROWS, across, 4).transpose(1, 2).int())
-    return Packed(torch.cat((data, words.view(torch.uint8).flatten(-2)), -1), apart)
+def tile_bytes(fmt: Format) -> int:
+    """Of 256 rows and 128 columns."""
+    return 4 * LAYOUTS[fmt].quarter
 
 
-def _words(scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Bytes [down, across, 256, 4] -> the words [down, across, 256, 1] and which rows of tiles stand apart, [down]."""
-    top = scale.amax(-1, keepdim=True)
-    base = (top - _LARGEST).clamp_(min=1)
-    step = scale - base + 8
-    apart = ((step.amin(-1, keepdim=True) < 0) | (top == NAN)).flatten(1).any(1)
-    usual = (step << _STEPS.to(step.device)).sum(-1, keepdim=True) | base << _BASE
-    plain = scale.type(torch.uint8).contiguous().view(torch.int32)
-    return torch.where(apart.view(-1, 1, 1, 1), plain, usual.int()), apart.int()
+def pack(*parts: QTensor) -> Packed:
+    """One matrix, or several of one shape and format as one whose rows alternate: the first's row 0, the second's, ...
+
+    Of `PACKED` formats, rows together a multiple of 256, columns of 128, on any device. FormatError for others.
+    """
+    first = parts[0]
+    rows, columns, fmt = len(parts) * first.shape[0], first.shape[1], first.format
+    alike = all((part.shape, part.format) == (first.shape, fmt) for part in parts)
+    whole = all(part.global_scale is None or part.global_scale.numel() == 1 for part in parts)
+    if (
+        fmt not in LAYOUTS
+        or not alike
+        or not whole
+        or rows % ROWS
+        or columns % COLUMNS
+        or first.shape[0] % fmt.block[0]
+    ):
+        got = " and ".join(f"{part.format.name} {part.shape[0]} x {part.shape[1]}" for part in parts)
+        names = ", ".join(known.name for known in PACKED)
+        wanted = f"one of {names} with one global scale, together multiples of {ROWS} and {COLUMNS}"
+        raise FormatError("a matrix cannot be packed", got=got, wanted=wanted)
+    factor = torch.cat([_factor(part) for part in parts])
+    height = fmt.block[0]
+    data = torch.stack([part.data.view(torch.uint8) for part in parts], 1).flatten(0, 1)
+    scale = torch.stack([part.scale.repeat_interleave(height, 0) for part in parts], 1).flatten(0, 1)
+    tiles, apart = LAYOUTS[fmt].encode(Rows(data, scale, factor.repeat(first.shape[0])))
+    return Packed(tiles, apart, factor, fmt)
 
 
-def unpack(packed: Packed) -> QTensor:
-    """The matrix that was packed, to the bit."""
-    (rows, columns), (down, across) = packed.shape, packed.tiles.shape[:2]
-    data, words = packed.tiles.split((DATA_BYTES, 4 * ROWS), -1)
-    data = data.reshape(down, across, 16, 2, 8, 4, 16).permute(0, 2, 4, 3, 1, 5, 6).reshape(rows, columns // 2)
-    nibbles = e2m1.unpack(data).view(rows, columns // 8, 8)
-    codes = (nibbles & 7 | nibbles[..., _NIBBLE_OF] & 8).view(rows, columns)
-    words = words.contiguous().view(torch.int32).view(down, across, ROWS, 1)
-    usual = (words >> _STEPS.to(words.device) & 15) + (words >> _BASE & 255) - 8
-    plain = words >> _BYTES.to(words.device) & 255
-    scale = torch.where(packed.apart.view(-1, 1, 1, 1).bool(), plain, usual).transpose(1, 2).reshape(rows, -1)
-    return QTensor(e2m1.pack(codes).view(torch.int8), scale.type(torch.uint8), MXFP4)
+def _factor(part: QTensor) -> Tensor:
+    return torch.ones(1, device=part.device) if part.global_scale is None else part.global_scale.float().view(1)
 
 
-def stack(matrices: Iterable[QTensor], count: int) -> Packed:
-    """`count` matrices of one shape, one after another, so that no more than one lies twice in memory."""
-    tiles = apart = torch.empty(0)
-    for number, one in enumerate(map(pack, matrices)):
-        if not number:
-            tiles, apart = (part.new_empty((count, *part.shape)) for part in one)
-        tiles[number], apart[number] = one
-    return Packed(tiles, apart)
+def unpack(packed: Packed) -> list[QTensor]:
+    """The matrices that were packed, to the bit."""
+    fmt, parts = packed.format, len(packed.factor)
+    rows = packed.shape[0] // parts
+    data, scale, _ = LAYOUTS[fmt].decode(packed.tiles, packed.apart, packed.factor.repeat(rows))
+    found = []
+    for number in range(parts):
+        own = data[number::parts].contiguous().view(fmt.data_dtype)
+        total = packed.factor[number] if fmt.has_global_scale else None
+        found.append(QTensor(own, scale[number :: parts * fmt.block[0]].contiguous(), fmt, total))
+    return found
+
+
+def values(packed: Packed) -> Tensor:
+    """The decoded matrix, FP32 [rows, columns], its rows as they are packed."""
+    return torch.stack([part.values() for part in unpack(packed)], 1).flatten(0, 1)
+
+
+def stack(matrices: Iterable[Sequence[QTensor]], count: int) -> Packed:
+    """`count` matrices of one shape, each as `pack` takes it, so that no more than one lies twice in memory."""
+    stacked: Packed | None = None
+    for number, one in enumerate(pack(*parts) for parts in matrices):
+        if stacked is None:
+            tiles, apart, factor = (part.new_empty((count, *part.shape)) for part in one[:3])
+            stacked = Packed(tiles, apart, factor, one.format)
+        elif (one.format, one.tiles.shape) != (stacked.format, stacked.tiles.shape[1:]):
+            got = f"{one.format.name} {one.shape[0]} x {one.shape[1]}"
+            wanted = f"{stacked.format.name} {stacked.shape[0]} x {stacked.shape[1]}"
+            raise FormatError("matrices cannot be stacked", got=got, wanted=wanted)
+        for place, part in zip(stacked[:3], one[:3], strict=True):
+            place[number] = part
+    assert stacked is not None, "at least one matrix"
+    return stacked

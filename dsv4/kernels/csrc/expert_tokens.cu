@@ -1,11 +1,11 @@
-// In front of the routed experts and behind them: who goes to which expert, and the sum over a token's experts.
+// In front of the experts and behind them: who goes to which expert, and the sum over a token's experts.
 //
-// expert_tokens  The tokens of an expert, ascending, in groups of at most `wide`; groups of ascending experts one after
-//                another. A group's tokens are laid out as dsv4/kernels/csrc/experts.cu copies them: of every 128
-//                columns `wide` rows of 128 bytes. Their words of four columns are dealt out, word 8 t + p to piece p
-//                and there to word t, for so the packed weights have them (dsv4/quant/packed.py), and piece p of row n
-//                lies at p ^ (n % 8). Beside them the scales as numbers.
-// expert_sum     In FP32, by ascending expert, then what the shared one gave.
+// expert_tokens  The tokens of an expert, ascending, in groups of at most `wide`; the groups of the shared expert, which
+//                has all tokens, then those of ascending experts. A group's tokens are laid out as common/experts.cuh
+//                copies them: of every 128 columns `wide` rows of 128 bytes. Their words of four columns are dealt out,
+//                word 8 t + p to piece p and there to word t, for so the packed weights have them
+//                (dsv4/quant/packed.py), and piece p of row n lies at p ^ (n % 8). Beside them the scales as numbers.
+// expert_sum     In FP32, by ascending expert, the shared one last.
 //
 // Moves   6 tokens of 4 KB for one of Flash: nothing; 8,192 tokens: 200 MB read, 267 MB written.
 // Form    A block an expert, each of which counts for itself, so that nobody waits for another block. On an H100
@@ -23,16 +23,19 @@ __device__ __forceinline__ int lanes_sum(int v) {
   return v;
 }
 
-// chosen [tokens, k], route [tokens, k]; x [tokens, blocks, 128], x_scale [tokens, blocks].
-// total: how many groups there are. group [groups, 4]: expert, the first group of that expert, how many it has. pair
-// [groups, wide]: token * k + its place among the token's experts, -1 for nobody; weight alike; image [groups, blocks, wide, 128] and scale [groups, blocks, wide].
+// chosen [tokens, k], route [tokens, k]; x [tokens, blocks, 128], x_scale [tokens, blocks]. Block `experts` is the shared
+// one's. total: how many groups there are. group [groups, 4]: expert, the first group of that expert, how many it has,
+// how many tokens this one has. pair [groups, wide]: token * (k + 1) + its place among the token's experts, -1 for nobody;
+// weight alike; image [groups, blocks, wide, 128] and scale [groups, blocks, wide].
 extern "C" __global__ void __launch_bounds__(512, 2)
     expert_tokens(const i64* chosen, const float* route, const u8* x, const u8* x_scale, int tokens, int k, int blocks,
                   int experts, int wide, int* total, int* group, int* pair, float* weight, u8* image, float* scale) {
-  __shared__ int count[MOST_EXPERTS], kept[KEPT], before[WARPS], all[WARPS], own[WARPS];
-  const int expert = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32, pairs = tokens * k;
+  __shared__ int count[MOST_EXPERTS + 1], kept[KEPT], before[WARPS], all[WARPS], own[WARPS];
+  const int expert = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32, pairs = tokens * k, ways = k + 1;
+  const bool shared = expert == experts;
   pdl_trigger();
   for (int e = threadIdx.x; e < experts; e += THREADS) count[e] = 0;
+  if (threadIdx.x == 0) count[experts] = tokens;
   __syncthreads();
   pdl_wait();
   // A run of pairs is a warp's: what it finds stands in order.
@@ -47,9 +50,9 @@ extern "C" __global__ void __launch_bounds__(512, 2)
   if (lane == 0) own[warp] = mine;
   __syncthreads();
   int in_front = 0, sum = 0;
-  for (int e = threadIdx.x; e < experts; e += THREADS) {
+  for (int e = threadIdx.x; e <= experts; e += THREADS) {
     const int groups = (count[e] + wide - 1) / wide;
-    in_front += e < expert ? groups : 0, sum += groups;
+    in_front += !shared && (e < expert || e == experts) ? groups : 0, sum += groups;
   }
   in_front = lanes_sum(in_front), sum = lanes_sum(sum);
   if (lane == 0) before[warp] = in_front, all[warp] = sum;
@@ -57,14 +60,17 @@ extern "C" __global__ void __launch_bounds__(512, 2)
   int first = 0, rank = 0;
   sum = 0;
   for (int w = 0; w < WARPS; w++) first += before[w], sum += all[w], rank += w < warp ? own[w] : 0;
-  if (expert == 0 && threadIdx.x == 0) *total = sum;
+  if (shared && threadIdx.x == 0) *total = sum;
   const int groups = (count[expert] + wide - 1) / wide;
   if (!groups) return;
   for (int i = threadIdx.x; i < groups; i += THREADS)
-    reinterpret_cast<int4*>(group)[first + i] = make_int4(expert, first, groups, 0);
+    reinterpret_cast<int4*>(group)[first + i] = make_int4(expert, first, groups, min(wide, count[expert] - i * wide));
   const i64 place = static_cast<i64>(first) * wide;
   for (int i = count[expert] + threadIdx.x; i < groups * wide; i += THREADS) pair[place + i] = -1, weight[place + i] = 0;
-  for (int p = start + lane; p - lane < end; p += 32) {
+  if (shared) {
+    for (int t = threadIdx.x; t < tokens; t += THREADS) pair[t] = t * ways + k, weight[t] = 1;
+  }
+  for (int p = start + lane; p - lane < end && !shared; p += 32) {
     const bool found = p < end && chosen[p] == expert;
     const u32 with = __ballot_sync(ALL_LANES, found);
     if (found) {
@@ -75,8 +81,8 @@ extern "C" __global__ void __launch_bounds__(512, 2)
         smaller += other < expert || (other == expert && s < slot);
       }
       const int member = rank + __popc(with & ((1u << lane) - 1));
-      pair[place + member] = token * k + smaller, weight[place + member] = route[p];
-      if (member < KEPT) kept[member] = token * k + smaller;
+      pair[place + member] = token * ways + smaller, weight[place + member] = route[p];
+      if (member < KEPT) kept[member] = token;
     }
     rank += __popc(with);
   }
@@ -86,8 +92,8 @@ extern "C" __global__ void __launch_bounds__(512, 2)
 #pragma unroll 4
   for (int i = threadIdx.x / 8; i < taken; i += THREADS / 8) {
     const int member = i / blocks, b = i - member * blocks, n = member % wide;
-    const int of = member < KEPT ? kept[member] : pair[place + member];
-    const i64 from = static_cast<i64>(of / k) * blocks + b;
+    const int token = shared ? member : member < KEPT ? kept[member] : pair[place + member] / ways;
+    const i64 from = static_cast<i64>(token) * blocks + b;
     const u32* const source = reinterpret_cast<const u32*>(x + from * 128);
     const uint4 words = make_uint4(source[piece], source[8 + piece], source[16 + piece], source[24 + piece]);
     const i64 to = (place + member - n) * blocks + b * wide + n;
@@ -102,9 +108,8 @@ extern "C" __global__ void __launch_bounds__(512, 2)
   }
 }
 
-// y [tokens, k, n], by ascending expert; beside, out [tokens, n]. n is a multiple of 8.
-extern "C" __global__ void __launch_bounds__(256)
-    expert_sum_bf16(const bf16* y, const bf16* beside, int k, int n, int rows, bf16* out) {
+// y [tokens, ways, n], in the order of the sum; out [tokens, n]. n is a multiple of 8.
+extern "C" __global__ void __launch_bounds__(256) expert_sum_bf16(const bf16* y, int ways, int n, int rows, bf16* out) {
   pdl_trigger();
   pdl_wait();
   const i64 at = static_cast<i64>(blockIdx.x) * 256 + threadIdx.x, token = at / (n / 8);
@@ -112,16 +117,12 @@ extern "C" __global__ void __launch_bounds__(256)
   if (token >= rows) return;
   float sum[8], v[8];
   Raw8<bf16> raw;
-  for (int e = 0; e < k; e++) {
-    load_whole(raw, y + (token * k + e) * n + column);
+  for (int e = 0; e < ways; e++) {
+    load_whole(raw, y + (token * ways + e) * n + column);
     widen(raw, v);
 #pragma unroll
     for (int i = 0; i < 8; i++) sum[i] = e ? sum[i] + v[i] : v[i];
   }
-  load_whole(raw, beside + token * n + column);
-  widen(raw, v);
-#pragma unroll
-  for (int i = 0; i < 8; i++) v[i] += sum[i];
-  pack(raw, v);
+  pack(raw, sum);
   store_whole(out + token * n + column, raw);
 }

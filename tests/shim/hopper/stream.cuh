@@ -4,6 +4,7 @@
 
 inline u64 shared_address(const void* p) { return reinterpret_cast<u64>(p); }
 inline u64 kept_address(const void* p) { return shared_address(p); }
+inline u32 load_shared4(u64 at) { return *reinterpret_cast<const u32*>(at); }
 inline uint2 load_shared8(u64 at) { return *reinterpret_cast<const uint2*>(at); }
 inline uint4 load_shared16(u64 at) { return *reinterpret_cast<const uint4*>(at); }
 

@@ -11,6 +11,12 @@ __device__ __forceinline__ u32 kept_address(const void* p) {
   return at;
 }
 
+__device__ __forceinline__ u32 load_shared4(u32 at) {
+  u32 v;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(at) : "memory");
+  return v;
+}
+
 __device__ __forceinline__ uint2 load_shared8(u32 at) {
   uint2 v;
   asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(at) : "memory");
