@@ -1,4 +1,4 @@
-"""Index logits over stored keys: a value by hand, the reference implementation's roundings, and places beyond the end."""
+"""Index logits over stored keys: a value by hand, the reference implementation's roundings, places beyond the end."""
 
 from __future__ import annotations
 

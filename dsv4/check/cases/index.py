@@ -17,11 +17,7 @@ from dsv4.ops.index_logits import index_logits
 from dsv4.quant.index_keys import FP4_KEYS, FP8_KEYS, KEY_LAYOUTS, KeyLayout
 
 HEADS: Final = 64
-NEAR: Final[dict[str, Bounds]] = {
-    "fp4": {"f32": Bound("rms", 1e-5)},
-    # A tensor core of Hopper cuts the products of E4M3 off at about 14 bits of the largest; those of E2M1 fit.
-    "fp8": {"f32": Bound("rms", 1e-3)},
-}
+NEAR: Final[Bounds] = {"f32": Bound("rms", 1e-5)}
 LENGTHS: Final = (2048, 65_536, 262_144)  # keys of a sequence: at 8 thousand, 262 thousand and a million tokens
 PREFILL: Final = (1024, 8192)  # tokens, keys
 REPEATED: Final = 4096  # keys of a large pool that are made; the others repeat them
@@ -29,9 +25,8 @@ REPEATED: Final = 4096  # keys of a large pool that are made; the others repeat 
 
 def cases() -> Iterator[Case]:
     for name, layout in KEY_LAYOUTS.items():
-        bounds = NEAR[name]
         case = partial(
-            Case, op=index_logits, tokens=(0, 1, 2, 5, 6), bounds=bounds, oracle=exact, oracle_bounds=bounds, moved=moved
+            Case, op=index_logits, tokens=(0, 1, 2, 5, 6), bounds=NEAR, oracle=exact, oracle_bounds=NEAR, moved=moved
         )  # fmt: skip
         for tokens, width, page in ((1, 64, 64), (3, 192, 32), (8, 320, 64), (20, 128, 32), (1, 1216, 32), (5, 64, 16)):
             make = partial(given, layout, tokens, width, page)
@@ -121,11 +116,11 @@ def _decoded(data: Tensor, scales: Tensor) -> Tensor:
 def moved(given: Arguments, found: Any) -> int:
     """Every key once that some token sees, queries, weights, and a logit for every place."""
     q, q_scales, weights, pages, table, slots, visible, width = given
-    page = pages.shape[1] // (q.shape[-1] + 4)
+    page = int(pages.shape[1] // (q.shape[-1] + 4))
     longest = torch.zeros(len(table), dtype=torch.int64, device=q.device).scatter_reduce_(0, slots, visible, "amax")
-    keys = int(longest.sum())
+    keys, size = int(longest.sum()), int(q.shape[-1] + 4)
     beside: int = sum(x.nbytes for x in (q, q_scales, weights, slots, visible))
-    return keys * (q.shape[-1] + 4) + keys // page * table.element_size() + beside + 4 * len(q) * int(width)
+    return keys * size + keys // page * 8 + beside + 4 * len(q) * int(width)
 
 
 def _changed(change: Any, layout: KeyLayout) -> Arguments:
