@@ -19,11 +19,12 @@ _THREADS: Final = 128
 _KEYS: Final = 128  # of a stage
 _STAGES: Final = {"fp4": 4, "fp8": 3}
 _OPERANDS: Final = _HEADS * 128 * 2  # bytes of a token's queries
+_MOST_KEYS: Final = 2**20  # of a page
 _NEAR: Final = (4, 2, 1)
-_BLOCKS: Final = 3  # of a multiprocessor: registers allow no more
+_BLOCKS: Final = {"fp4": 4, "fp8": 3}  # of a multiprocessor, at most
 _BESIDE: Final = 3 << 10  # bytes of shared memory that a block has beside `smem`, at most
 _START: Final = 2  # stages that it takes until a block has its first keys and queries
-_SIGNATURE: Final = "p p p p l i p l p p i i i i i p"
+_SIGNATURE: Final = "p p p p i i p l p p i i i i i p"
 _KERNELS: Final = {name: Kernel("index_logits.cu", f"index_logits_{name}", _SIGNATURE) for name in KEY_LAYOUTS}
 
 
@@ -43,7 +44,7 @@ def plan(layout: KeyLayout, tokens: int, sequences: int, width: int, machine: Ma
     ring = stages * _KEYS * (layout.data_bytes + SCALE_BYTES)
 
     def beside(near: int) -> int:
-        return min(_BLOCKS, machine.shared // (ring + near * _OPERANDS + _BESIDE))
+        return min(_BLOCKS[layout.name], machine.shared // (ring + near * _OPERANDS + _BESIDE))
 
     near = next((n for n in _NEAR if tokens >= n * sequences and beside(n) > 1), 1)
     groups = -(-tokens // near)
@@ -67,8 +68,8 @@ def _refuse(
     if q.shape[1] != _HEADS:
         return f"{q.shape[1]} heads, and {_HEADS} fit"
     keys = layout_of(q).page_keys(pages.shape[1])
-    if pages.shape[1] % 16 or keys & (keys - 1) or not keys:
-        return f"a page has {pages.shape[1]} bytes and {keys} keys, no multiple of 16 and power of two"
+    if pages.shape[1] % 16 or keys & (keys - 1) or not 0 < keys <= _MOST_KEYS:
+        return f"a page has {pages.shape[1]} bytes and {keys} keys, no multiple of 16 and power of two up to {_MOST_KEYS}"
     return None
 
 

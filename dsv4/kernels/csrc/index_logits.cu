@@ -24,7 +24,7 @@ constexpr int MOST_NEAR = 4;
 
 struct Stored {
   const u8* pages;
-  i64 page_bytes;
+  u32 page_bytes;
   int shift;  // a page has 2^shift keys
   const i64* table;
   i64 per_row;
@@ -35,25 +35,29 @@ struct Queries {
   const float* weights;
 };
 
-// Of one sequence: the keys of a stage on their way, each thread its pieces.
+// The keys of a stage on their way, each thread its pieces and the scales of one key.
 template <class L>
-__device__ __forceinline__ void bring(u8* stage, const Stored& keys, const i64* pages, int first, int most) {
-  constexpr int PIECES = L::BYTES / 16;
-  const int mask = (1 << keys.shift) - 1;
-#pragma unroll
-  for (int i = 0; i < KEYS * PIECES / THREADS; i++) {
-    const int at = threadIdx.x + i * THREADS, key = at / PIECES, n = first + key;
-    const bool there = n < most;
-    const i64 page = there ? pages[n >> keys.shift] : 0;
-    const u8* const from = keys.pages + page * keys.page_bytes + (n & mask) * L::BYTES + at % PIECES * 16;
-    copy_async<16>(stage + L::place(key, at % PIECES), from, there);
-  }
+__device__ __forceinline__ void bring(u8* stage, const Stored& keys, const i64* pages, u32 first, u32 most) {
   static_assert(KEYS == THREADS);
-  const int n = first + threadIdx.x;
-  const bool there = n < most;
-  const i64 page = there ? pages[n >> keys.shift] : 0;
-  const u8* const from = keys.pages + page * keys.page_bytes + (static_cast<i64>(L::BYTES) << keys.shift) + (n & mask) * 4;
-  copy_async<4>(stage + KEYS * L::BYTES + 4 * threadIdx.x, from, there);
+  constexpr int PIECES = L::BYTES / 16;
+  const u32 mask = (1u << keys.shift) - 1, piece = threadIdx.x % PIECES;
+  u32 key[PIECES + 1], page[PIECES + 1];  // the last one's scales
+#pragma unroll
+  for (int i = 0; i <= PIECES; i++) {  // all of these loads at once: copies would keep their places among them
+    key[i] = i < PIECES ? threadIdx.x / PIECES + i * (THREADS / PIECES) : threadIdx.x;
+    const u32 n = first + key[i];
+    page[i] = *reinterpret_cast<const u32*>(pages + ((n < most ? n : first) >> keys.shift));
+  }
+#pragma unroll
+  for (int i = 0; i <= PIECES; i++) {
+    const u32 n = first + key[i], slot = n & mask;
+    const u8* const from = keys.pages + static_cast<u64>(page[i]) * keys.page_bytes;
+    if (i < PIECES) {
+      copy_async<16>(stage + L::place(key[i], piece), from + slot * L::BYTES + piece * 16, n < most);
+    } else {
+      copy_async<4>(stage + KEYS * L::BYTES + 4 * key[i], from + (L::BYTES << keys.shift) + slot * 4, n < most);
+    }
+  }
 }
 
 // A token's queries and weights to where the lanes look.
@@ -67,8 +71,9 @@ __device__ __forceinline__ void widen_queries(uint4* operands, float* weights, c
     uint4 pieces[L::PIECES];
 #pragma unroll
     for (int j = 0; j < L::PIECES; j++) pieces[j] = reinterpret_cast<const uint4*>(q.data + row * L::BYTES)[L::piece(t, j)];
-    const float factor = lay<L>(operands, pieces, reinterpret_cast<const u32*>(q.scales)[row], head, t);
-    if (t == 0) weights[head] = q.weights[row] * factor;
+    const u32 scales = reinterpret_cast<const u32*>(q.scales)[row];
+    lay<L>(operands, pieces, scales, head, t);
+    if (t == 0) weights[head] = q.weights[row] * (0.5f * L::factor(scales));
   }
 }
 
@@ -91,12 +96,12 @@ __device__ __forceinline__ void run(const Queries& q, const Stored& keys, const 
     int count = 1;
     for (; first + count < end && slots[first + count] == slot; count++) longest = max(longest, visible[first + count]);
     const int most = static_cast<int>(min(longest, static_cast<i64>(width)));
-    const i64* const pages = keys.table + slot * keys.per_row;
+    const i64* const pages = opaque(keys.table + slot * keys.per_row);
     if (first > start) __syncthreads();  // nobody reads what there was of the tokens before
 #pragma unroll
     for (int i = 0; i < L::STAGES - 1; i++) {
       const i64 key = static_cast<i64>(span + i * spans) * KEYS;
-      if (key < most) bring<L>(ring + i * STAGE, keys, pages, static_cast<int>(key), most);
+      if (key < most) bring<L>(ring + i * STAGE, keys, pages, static_cast<u32>(key), most);
       copies_commit();
     }
     if (threadIdx.x < count)
@@ -109,7 +114,7 @@ __device__ __forceinline__ void run(const Queries& q, const Stored& keys, const 
       __syncthreads();  // all have what they copied, and are through with the stage before
       const i64 next = key + static_cast<i64>(L::STAGES - 1) * spans * KEYS;
       if (next < most)
-        bring<L>(ring + (stage ? stage - 1 : L::STAGES - 1) * STAGE, keys, pages, static_cast<int>(next), most);
+        bring<L>(ring + (stage ? stage - 1 : L::STAGES - 1) * STAGE, keys, pages, static_cast<u32>(next), most);
       copies_commit();
       const int n = static_cast<int>(key) + warp * WARP_KEYS, own = n + 8 * t + g;
       Keys held;
@@ -129,14 +134,14 @@ __device__ __forceinline__ void run(const Queries& q, const Stored& keys, const 
 
 }  // namespace index_logits
 
-#define INDEX_LOGITS(NAME, L)                                                                                     \
-  extern "C" __global__ void __launch_bounds__(index_logits::THREADS, 3) NAME(                                    \
-      const u8* q, const u8* q_scales, const float* weights, const u8* pages, i64 page_bytes, int shift,          \
+#define INDEX_LOGITS(NAME, L, BLOCKS)                                                                                   \
+  extern "C" __global__ void __launch_bounds__(index_logits::THREADS, BLOCKS) NAME(                               \
+      const u8* q, const u8* q_scales, const float* weights, const u8* pages, int page_bytes, int shift,          \
       const i64* table, i64 per_row, const i64* slots, const i64* visible, int tokens, int width, int near,       \
       int groups, int spans, float* logits) {                                                                     \
-    index_logits::run<index_logits::L>({q, q_scales, weights}, {pages, page_bytes, shift, table, per_row}, slots, \
+    index_logits::run<index_logits::L>({q, q_scales, weights}, {pages, static_cast<u32>(page_bytes), shift, table, per_row}, slots, \
                                        visible, tokens, width, near, groups, spans, logits);                      \
   }
 
-INDEX_LOGITS(index_logits_fp4, Fp4)
-INDEX_LOGITS(index_logits_fp8, Fp8)
+INDEX_LOGITS(index_logits_fp4, Fp4, 4)
+INDEX_LOGITS(index_logits_fp8, Fp8, 3)
