@@ -209,8 +209,9 @@ def machine(
     `torch.empty` holds ones in all its bits until it is written: NaN. A machine of two multiprocessors, so that blocks
     have to walk over the rows.
     """
-    from dsv4.kernels import rows, tiles
+    from dsv4.kernels import index_logits, rows, tiles
     from dsv4.kernels.launch import Kernel
+    from dsv4.kernels.matmul import Machine
 
     ran: list[str] = []
     orders, empty = cycle(ORDERS if order is None else (order,)), torch.empty
@@ -236,6 +237,7 @@ def machine(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Kernel, "__call__", call)
         patch.setattr(rows, "multiprocessors", lambda device: 2)
+        patch.setattr(index_logits, "machine_of", lambda device: Machine(2, 228 << 10))
         patch.setattr(tiles, "_made", lambda *given: struct.pack("6Q80x", *given))
         patch.setattr(torch, "empty", poisoned)
         yield ran

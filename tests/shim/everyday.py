@@ -19,7 +19,7 @@ from tests.shim.build import CSRC, on_hopper
 from tests.shim.probes import PROBES
 
 TENSOR_CORES = ("linear", "grouped", "mixed", "experts")  # families of kernels that threads cannot play
-PLAYED = ("attend",)  # those that they can where the machine's headers are those of tests/shim/hopper
+PLAYED = ("attend", "index")  # those that they can where the machine's headers are those of tests/shim/hopper
 
 
 @cache
@@ -35,10 +35,10 @@ def cases(*sizes: Size) -> dict[str, Case]:
 
 
 @cache
-def played() -> dict[str, Case]:
-    """The everyday cases of PLAYED."""
+def played(*families: str) -> dict[str, Case]:
+    """The everyday cases of these families of PLAYED, or of all."""
     kernels.install()
-    listed = [case for name in PLAYED for case in FAMILIES[name]()]
+    listed = [case for name in families or PLAYED for case in FAMILIES[name]()]
     return {case.label: case for case in listed if case.size in ("small", "full") and not case.refusable}
 
 

@@ -12,21 +12,20 @@ __device__ __forceinline__ void copy16_async(void* shared, const void* global) {
 #endif
 }
 
-// 16 bytes, or 8; zeros unless `there`, and then nothing is read.
+// 16 bytes, 8 or 4; zeros unless `there`, and then nothing is read.
 template <int BYTES>
 __device__ __forceinline__ void copy_async(void* shared, const void* global, bool there) {
-  static_assert(BYTES == 16 || BYTES == 8);
+  static_assert(BYTES == 16 || BYTES == 8 || BYTES == 4);
 #ifdef __CUDA_ARCH__
   const u32 to = static_cast<u32>(__cvta_generic_to_shared(shared));
   const int bytes = there ? BYTES : 0;
   if constexpr (BYTES == 16) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes) : "memory");
   } else {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(global), "r"(bytes) : "memory");
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(global), "n"(BYTES), "r"(bytes) : "memory");
   }
 #else
-  for (int i = 0; i < BYTES / 8; i++)
-    static_cast<uint2*>(shared)[i] = there ? static_cast<const uint2*>(global)[i] : make_uint2(0, 0);
+  for (int i = 0; i < BYTES / 4; i++) static_cast<u32*>(shared)[i] = there ? static_cast<const u32*>(global)[i] : 0;
 #endif
 }
 

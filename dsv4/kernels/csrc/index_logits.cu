@@ -1,0 +1,147 @@
+// The Lightning indexer over stored keys: 64 heads with every key that a token may see, relu, weights, one sum.
+//
+// Moves   68 bytes a key (FP4) or 132 (FP8), once for the tokens of a block, and 4 bytes a logit.
+// Floor   at 3.0 TB/s: 262,144 keys of one token 6.3 us in FP4, 11.9 in FP8. Of many tokens the products count: 16 kFLOP a
+//         key, 137 GFLOP for 1,024 tokens and 8,192 keys, 139 us of FP16 peak.
+// Why FP16: mma.sync in E4M3 is an instruction of sm_120a alone. Elsewhere the compiler converts both operands at every
+//         product and multiplies in FP16. Converted once they cost less, and FP16 has room for the scales of FP4: products
+//         of E2M1 and of E4M3 are exact, and the sums are those of FP32, not the 14 bits of Hopper's E4M3.
+// Form    32 keys of a warp are the rows of mma.m16n8k16, eight heads its columns. Keys come by cp.async through a ring, 128 a
+//         stage, and are widened in registers; queries wait in shared memory as operands, for one token or a few. Relu,
+//         weight and the sum over heads stay in registers.
+// Order   a lane's columns ascending, all 128 in one chain; heads 8 j + 2 t and 8 j + 2 t + 1, j ascending; then t by two
+//         exchanges. So a logit's bits are its own, whatever the width, the batch and the launch.
+// Spread  a block has up to `near` tokens that follow each other, and of 128 keys at a time every `spans`-th lot. Tokens of
+//         one sequence share its keys; tokens of different sequences take turns.
+//
+// arch: sm_90a sm_100a sm_103a sm_120a
+#include "common/copy.cuh"
+#include "common/index_logits.cuh"
+
+namespace index_logits {
+
+constexpr int MOST_NEAR = 4;
+
+struct Stored {
+  const u8* pages;
+  u32 page_bytes;
+  int shift;  // a page has 2^shift keys
+  const i64* table;
+  i64 per_row;
+};
+
+struct Queries {
+  const u8 *data, *scales;  // [tokens, HEADS, ...]
+  const float* weights;
+};
+
+// The keys of a stage on their way, each thread its pieces and the scales of one key.
+template <class L>
+__device__ __forceinline__ void bring(u8* stage, const Stored& keys, const i64* pages, u32 first, u32 most) {
+  static_assert(KEYS == THREADS);
+  constexpr int PIECES = L::BYTES / 16;
+  const u32 mask = (1u << keys.shift) - 1, piece = threadIdx.x % PIECES;
+  u32 key[PIECES + 1], page[PIECES + 1];  // the last one's scales
+#pragma unroll
+  for (int i = 0; i <= PIECES; i++) {  // all of these loads at once: copies would keep their places among them
+    key[i] = i < PIECES ? threadIdx.x / PIECES + i * (THREADS / PIECES) : threadIdx.x;
+    const u32 n = first + key[i];
+    page[i] = *reinterpret_cast<const u32*>(pages + ((n < most ? n : first) >> keys.shift));
+  }
+#pragma unroll
+  for (int i = 0; i <= PIECES; i++) {
+    const u32 n = first + key[i], slot = n & mask;
+    const u8* const from = keys.pages + static_cast<u64>(page[i]) * keys.page_bytes;
+    if (i < PIECES) {
+      copy_async<16>(stage + L::place(key[i], piece), from + slot * L::BYTES + piece * 16, n < most);
+    } else {
+      copy_async<4>(stage + KEYS * L::BYTES + 4 * key[i], from + (L::BYTES << keys.shift) + slot * 4, n < most);
+    }
+  }
+}
+
+// A token's queries and weights to where the lanes look.
+template <class L>
+__device__ __forceinline__ void widen_queries(uint4* operands, float* weights, const Queries& q, i64 token) {
+  const int t = threadIdx.x % 4;
+#pragma unroll
+  for (int i = 0; i < HEADS * 4 / THREADS; i++) {
+    const int head = (threadIdx.x + i * THREADS) / 4;
+    const i64 row = token * HEADS + head;
+    uint4 pieces[L::PIECES];
+#pragma unroll
+    for (int j = 0; j < L::PIECES; j++) pieces[j] = reinterpret_cast<const uint4*>(q.data + row * L::BYTES)[L::piece(t, j)];
+    const u32 scales = reinterpret_cast<const u32*>(q.scales)[row];
+    lay<L>(operands, pieces, scales, head, t);
+    if (t == 0) weights[head] = q.weights[row] * (0.5f * L::factor(scales));
+  }
+}
+
+template <class L>
+__device__ __forceinline__ void run(const Queries& q, const Stored& keys, const i64* slots, const i64* visible, int tokens,
+                                    int width, int near, int groups, int spans, float* logits) {
+  constexpr int STAGE = KEYS * (L::BYTES + 4);
+  DYNAMIC_SHARED(uint4, memory);
+  __shared__ float weights[MOST_NEAR][HEADS];
+  __shared__ int seen[MOST_NEAR];
+  uint4* const operands = memory;  // [near][OPERANDS]
+  u8* const ring = reinterpret_cast<u8*>(memory + near * OPERANDS);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  const int start = blockIdx.x % groups * near, end = min(tokens, start + near), span = blockIdx.x / groups;
+  pdl_trigger();
+  pdl_wait();
+  for (int first = start; first < end;) {
+    const i64 slot = slots[first];
+    i64 longest = visible[first];
+    int count = 1;
+    for (; first + count < end && slots[first + count] == slot; count++) longest = max(longest, visible[first + count]);
+    const int most = static_cast<int>(min(longest, static_cast<i64>(width)));
+    const i64* const pages = opaque(keys.table + slot * keys.per_row);
+    if (first > start) __syncthreads();  // nobody reads what there was of the tokens before
+#pragma unroll
+    for (int i = 0; i < L::STAGES - 1; i++) {
+      const i64 key = static_cast<i64>(span + i * spans) * KEYS;
+      if (key < most) bring<L>(ring + i * STAGE, keys, pages, static_cast<u32>(key), most);
+      copies_commit();
+    }
+    if (threadIdx.x < count)
+      seen[threadIdx.x] = static_cast<int>(min(visible[first + threadIdx.x], static_cast<i64>(width)));
+#pragma unroll 1
+    for (int i = 0; i < count; i++) widen_queries<L>(operands + i * OPERANDS, weights[i], q, first + i);
+    int stage = 0;
+    for (i64 key = static_cast<i64>(span) * KEYS; key < width; key += static_cast<i64>(spans) * KEYS) {
+      copies_wait<L::STAGES - 2>();
+      __syncthreads();  // all have what they copied, and are through with the stage before
+      const i64 next = key + static_cast<i64>(L::STAGES - 1) * spans * KEYS;
+      if (next < most)
+        bring<L>(ring + (stage ? stage - 1 : L::STAGES - 1) * STAGE, keys, pages, static_cast<u32>(next), most);
+      copies_commit();
+      const int n = static_cast<int>(key) + warp * WARP_KEYS, own = n + 8 * t + g;
+      Keys held;
+      if (n < most) load<L>(held, ring + stage * STAGE, warp * WARP_KEYS, g, t);
+#pragma unroll 1
+      for (int i = 0; i < count; i++) {
+        float found = 0;
+        if (n < seen[i]) found = logit(held, operands + i * OPERANDS, weights[i], lane);
+        if (own < width)
+          logits[static_cast<i64>(first + i) * width + own] = own < seen[i] ? found : __uint_as_float(SIGN | INFINITY_BITS);
+      }
+      if (++stage == L::STAGES) stage = 0;
+    }
+    first += count;
+  }
+}
+
+}  // namespace index_logits
+
+#define INDEX_LOGITS(NAME, L, BLOCKS)                                                                                   \
+  extern "C" __global__ void __launch_bounds__(index_logits::THREADS, BLOCKS) NAME(                               \
+      const u8* q, const u8* q_scales, const float* weights, const u8* pages, int page_bytes, int shift,          \
+      const i64* table, i64 per_row, const i64* slots, const i64* visible, int tokens, int width, int near,       \
+      int groups, int spans, float* logits) {                                                                     \
+    index_logits::run<index_logits::L>({q, q_scales, weights}, {pages, static_cast<u32>(page_bytes), shift, table, per_row}, slots, \
+                                       visible, tokens, width, near, groups, spans, logits);                      \
+  }
+
+INDEX_LOGITS(index_logits_fp4, Fp4, 4)
+INDEX_LOGITS(index_logits_fp8, Fp8, 3)
