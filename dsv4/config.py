@@ -314,6 +314,7 @@ class EngineOptions:
 
     `draft_tokens`: guesses a step, where the checkpoint has a draft; None: as many as pay.
     `kernels`: what ops run as, a choice of `ops/op.py` for all of them or one for each by name ("*": all others).
+    `stored`: activations, caches and experts in the bytes of their formats, as kernels read them.
     """
 
     numerics: Literal["official", "float"] = "official"
@@ -328,6 +329,7 @@ class EngineOptions:
     reuse_points: int = 64
     turn: int = 512
     kernels: str | Mapping[str, str] = dataclasses.field(default="reference", hash=False)  # a dict has no hash
+    stored: bool = False
 
     @property
     def choices(self) -> Mapping[str, str]:
@@ -350,6 +352,9 @@ class EngineOptions:
         for name, low in lows.items():
             if getattr(self, name) < low:
                 raise ConfigError(name, got=getattr(self, name), wanted=f"at least {low}")
+        if self.stored and (self.numerics, self.dtype) != ("official", "bfloat16"):
+            got = f"{self.numerics} numerics, activations {self.dtype}"
+            raise ConfigError("stored layers", got=got, wanted="official numerics and bfloat16")
         if self.draft_tokens is not None and not 0 <= self.draft_tokens <= self.draft_slack:
             raise ConfigError("draft_tokens (--draft)", got=self.draft_tokens, wanted=f"0 to {self.draft_slack}")
 

@@ -34,7 +34,7 @@ def poisoned(store: Store) -> Store:
     """The same, every number of it NaN."""
     for layer in store.layers:
         for tensor in layer.tensors():
-            tensor.fill_(float("nan"))
+            tensor.fill_(float("nan") if tensor.is_floating_point() else 255)
     return store
 
 
@@ -45,10 +45,11 @@ class Rig:
     config: ModelConfig
     weights: dict[str, Tensor | QTensor]
     length: int = PROMPT
+    options: EngineOptions = OPTIONS
     ids: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.model = Model(self.config, self.weights, OPTIONS)
+        self.model = Model(self.config, self.weights, self.options)
         self.ids = self.random_ids(self.length, seed=self.length)
 
     @classmethod
@@ -60,8 +61,8 @@ class Rig:
         return random.Random(seed).choices(range(self.config.vocab_size), k=count)
 
     def store(self, points: int = 0, **changes: int) -> Store:
-        """A store in which every number that was never written is NaN. `changes`: other options than OPTIONS."""
-        return poisoned(Store(self.config, replace(OPTIONS, **changes), points))
+        """A store in which every number that was never written is NaN. `changes`: of the options."""
+        return poisoned(Store(self.config, replace(self.options, **changes), points))
 
     def run(self, store: Store, *parts: tuple[int, Sequence[int]]) -> list[Tensor]:
         """One step that adds ids to slots: the streams [n, M, d] of each part."""

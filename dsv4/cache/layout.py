@@ -66,14 +66,15 @@ class LayerLayout:
     def values(self) -> tuple[int, int]:
         """Numbers kept for all slots and pages: (of activation dtype, of FP32)."""
         rows = self.rows * self.width + self.pages * self.entries * self.key_width
-        return rows, self.slots * self.tail * self._terms
+        return rows, self.slots * self.tail * self.terms
 
     def state(self) -> tuple[int, int]:
         """Numbers in what is kept of one sequence to go on from it: window, compressor tails and the page it is in."""
-        return self.span * self.width + self.entries * (self.width + self.key_width), self.block * self._terms
+        return self.span * self.width + self.entries * (self.width + self.key_width), self.block * self.terms
 
     @property
-    def _terms(self) -> int:
+    def terms(self) -> int:
+        """FP32 numbers of a token in the compressors' rings."""
         return 2 * (self.tail_width + self.key_tail_width)
 
 
@@ -130,6 +131,10 @@ def layouts(config: ModelConfig, options: EngineOptions) -> tuple[LayerLayout, .
 
 def cache_bytes(config: ModelConfig, options: EngineOptions) -> int:
     """Bytes that `Store` allocates for `options.max_sequences` sequences, all pages and `options.reuse_points`."""
+    if options.stored:
+        from dsv4.cache.stored import stored_bytes  # whose formats load torch
+
+        return sum(stored_bytes(one, options.reuse_points, config.qk_rope_head_dim) for one in layouts(config, options))
     size = {"bfloat16": 2, "float32": 4}[options.dtype]
     total = 0
     for layout in layouts(config, options):

@@ -12,11 +12,15 @@ pages are not copied: whoever goes on from there has them in its table.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dsv4.cache.layout import LayerLayout, layouts, page_count, page_tokens, reach, table_width
+from dsv4.cache.live import LiveRows
+from dsv4.cache.paged import Paged
+from dsv4.cache.stored import StoredLayer
 from dsv4.config import EngineOptions, ModelConfig
 from dsv4.errors import RequestError
 
@@ -57,21 +61,7 @@ class LayerStore:
             yield self.key_tail, rows.tail, self.kept_key_tail
 
 
-class LiveRows:
-    """Rows of one layout that a sequence of `length` tokens in `slot` may still read, pages that are full left out.
-
-    Of a sequence shorter than a window or a block there are rows of no position among them, which nobody reads.
-    """
-
-    def __init__(self, layout: LayerLayout, slot: int, length: int, page: int | None, device: torch.device) -> None:
-        """`page`: the one that is not full, if there is one."""
-        positions = torch.arange(length - max(layout.span, layout.block), length, device=device)
-        self.window = layout.window_rows(slot, positions[-layout.span :])
-        self.tail = layout.tail_rows(slot, positions[-layout.block :]) if layout.ratio else positions[:0]
-        entries = torch.arange(0 if page is None else layout.entries, device=device)
-        self.entries = self.keys = entries
-        if len(entries) and page is not None:
-            self.entries, self.keys = layout.entry_rows(page, entries), layout.key_rows(page, entries)
+AnyLayer = LayerStore | StoredLayer
 
 
 class Store:
@@ -86,14 +76,18 @@ class Store:
         self.page_count = page_count(config, options)
         own = torch.arange(options.max_sequences * width, device=options.device).view(-1, width)
         self.table = own.masked_fill(own >= self.page_count, 0)  # what was never assigned is read, and not looked at
-        dtype = getattr(torch, options.dtype)
-        self.layers = [LayerStore(layout, self.table, points, dtype) for layout in layouts(config, options)]
+        self.layers = [self._layer(layout, config, options) for layout in layouts(config, options)]
         self.capacity = options.max_context
         self.reach = reach(options)
         self.pages: list[list[int]] = [[n for n in run if n < self.page_count] for run in own.tolist()]
         self.lengths = [0] * options.max_sequences
         self._begun = [0] * options.max_sequences
         self._written = [0] * options.max_sequences
+
+    def _layer(self, layout: LayerLayout, config: ModelConfig, options: EngineOptions) -> AnyLayer:
+        if options.stored:
+            return StoredLayer(layout, self.table, self.points, config.qk_rope_head_dim)
+        return LayerStore(layout, self.table, self.points, getattr(torch, options.dtype))
 
     def reset(self, slot: int, length: int = 0) -> None:
         """Begin a new sequence in this slot, whose first `length` tokens come from `restore`."""
@@ -117,7 +111,7 @@ class Store:
         for tensor, rows, kept in self._copies(slot, length):
             tensor[rows] = kept[point, : len(rows)]
 
-    def _copies(self, slot: int, length: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def _copies(self, slot: int, length: int) -> Iterator[tuple[Tensor | Paged[Any], Tensor, Tensor]]:
         page = self.pages[slot][length // self.page] if length % self.page else None
         known: dict[LayerLayout, LiveRows] = {}
         for layer in self.layers:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dsv4.cache.store import LayerStore
+from dsv4.cache.store import AnyLayer
 from dsv4.engine.choose import choose
 from dsv4.engine.request import Request
 from dsv4.model.batch import Segment
@@ -32,7 +32,7 @@ class Confirmed(NamedTuple):
 class Drafter:
     """Proposes `count` tokens for each request whose next token is known."""
 
-    def __init__(self, mtp: Mtp, store: LayerStore, count: int) -> None:
+    def __init__(self, mtp: Mtp, store: AnyLayer, count: int) -> None:
         self.mtp, self.store, self.count = mtp, store, count
 
     def propose(self, confirmed: Sequence[Confirmed]) -> None:

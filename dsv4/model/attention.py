@@ -22,7 +22,8 @@ from dsv4.quant.tensor import QTensor
 from dsv4.taps import tap
 
 
-def _compressor(scope: Scope) -> Compressor:
+def compressor_of(scope: Scope) -> Compressor:
+    """The weights of the compressor below a scope."""
     project = torch.cat([scope.dense(f"{name}.weight") for name in ("wkv", "wgate")])
     ape, norm = scope.wide("ape"), scope.wide("norm.weight")
     return Compressor(project, torch.stack((torch.zeros_like(ape), ape), 1), norm)
@@ -33,7 +34,7 @@ class Indexer:
 
     def __init__(self, scope: Scope, config: ModelConfig, rounds: Numerics) -> None:
         self.wq_b, self.weights_proj = scope.matrix("wq_b"), dense(scope.matrix("weights_proj"))
-        self.compressor = _compressor(scope.sub("compressor"))
+        self.compressor = compressor_of(scope.sub("compressor"))
         self.heads, self.dim, self.k = config.index_n_heads, config.index_head_dim, config.index_topk
         self.eps, self.rounds = config.rms_norm_eps, rounds
 
@@ -73,7 +74,7 @@ class Attention:
         self.round_groups = rounds.group_output if isinstance(self.wo_a, QTensor) else none
         self.q_norm, self.kv_norm = Norm(scope, "q_norm", config), Norm(scope, "kv_norm", config)
         self.sink = scope.wide("attn_sink")
-        self.compressor = _compressor(scope.sub("compressor")) if ratio else None
+        self.compressor = compressor_of(scope.sub("compressor")) if ratio else None
         self.indexer = Indexer(scope.sub("indexer"), config, rounds) if ratio == OVERLAPPED else None
 
     def __call__(self, x: Tensor, batch: Batch, store: LayerStore) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dsv4.cache.layout import LayerLayout
-from dsv4.cache.store import LayerStore
+from dsv4.cache.store import AnyLayer
 from dsv4.config import ModelConfig
 from dsv4.model.places import Closing, Places
 from dsv4.ops.rope import Rotation, frequencies, rotation
@@ -35,15 +35,24 @@ class Batch:
     yarn: Rotation  # of the layers that compress
     closing: Mapping[int, Closing | None]  # by ratio; None where no block ends
     longest: int  # largest position + 1
+    most: int  # tokens of one sequence
+    steps: Steps
     _places: dict[LayerLayout, Places] = field(default_factory=dict)
+    _block_turns: dict[int, Rotation] = field(default_factory=dict)
 
-    def places(self, store: LayerStore) -> Places:
+    def places(self, store: AnyLayer) -> Places:
         """Where this step reads and writes in this cache; one object for all layers of a `Store` that look alike."""
         layout = store.layout
         if layout not in self._places:
             closing = self.closing.get(layout.ratio)
             self._places[layout] = Places(layout, store.table, self.slots, self.positions, self.longest, closing)
         return self._places[layout]
+
+    def block_turn(self, ratio: int) -> Rotation:
+        """The rotations of the first positions of the tokens' blocks of `ratio`, [T, R]."""
+        if ratio not in self._block_turns:
+            self._block_turns[ratio] = rotation(self.positions // ratio * ratio, self.steps.yarn)
+        return self._block_turns[ratio]
 
     def turn(self, ratio: int) -> Rotation:
         """The rotation that layers of this ratio use, for queries, keys and outputs alike."""
@@ -87,6 +96,8 @@ def make_batch(segments: Sequence[Segment], ratios: Sequence[int], steps: Steps)
         yarn=rotation(positions, steps.yarn),
         closing={ratio: _closing(places, ratio, steps.yarn) for ratio in set(ratios) if ratio},
         longest=max(ends),
+        most=max(len(s.ids) for s in segments),
+        steps=steps,
     )
 
 

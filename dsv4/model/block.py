@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dsv4.cache.store import LayerStore
+from dsv4.cache.store import AnyLayer, LayerStore
 from dsv4.config import ModelConfig
 from dsv4.model.attention import Attention
 from dsv4.model.batch import Batch
@@ -26,8 +26,9 @@ class Block:
         self.attn = Attention(scope.sub("attn"), config, ratio, layer, rounds)
         self.ffn = MoE(scope.sub("ffn"), config, layer, hashed, rounds)
 
-    def __call__(self, streams: Tensor, batch: Batch, store: LayerStore) -> Tensor:
+    def __call__(self, streams: Tensor, batch: Batch, store: AnyLayer) -> Tensor:
         """streams: [T, M, d]; returns the same."""
+        assert isinstance(store, LayerStore)
         mixed = self.hc_attn.pre(streams)
         tap("attn comb", self.layer, mixed.comb)
         y = self.attn(self.attn_norm(mixed.x), batch, store)

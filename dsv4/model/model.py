@@ -13,6 +13,7 @@ from dsv4.config import EngineOptions, ModelConfig
 from dsv4.model.batch import Batch, Segment, Steps, make_batch
 from dsv4.model.block import Block
 from dsv4.model.layers import HeadMix, Scope, expand
+from dsv4.model.stored import StoredBlock
 from dsv4.ops.linear import matmul
 from dsv4.quant.rounding import NUMERICS, Numerics
 from dsv4.quant.tensor import QTensor
@@ -43,8 +44,9 @@ class Model:
         scope = Scope(weights)
         self.steps = Steps.of(config, options.device)
         self.embedding = scope.wide("embed.weight").to(self.dtype)
+        make: type[Block | StoredBlock] = StoredBlock if options.stored else Block
         self.blocks = [
-            Block(scope.sub(f"layers.{n}"), config, n, ratio, n < config.num_hash_layers, rounds(n))
+            make(scope.sub(f"layers.{n}"), config, n, ratio, n < config.num_hash_layers, rounds(n))
             for n, ratio in enumerate(config.layer_ratios)
         ]
         self.head_mix, self.head = HeadMix(scope, config), scope.dense("head.weight")

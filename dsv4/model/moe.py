@@ -12,7 +12,8 @@ from dsv4.quant.rounding import Numerics
 from dsv4.taps import tap
 
 
-def _expert(scope: Scope) -> Expert:
+def expert_of(scope: Scope) -> Expert:
+    """The matrices of the expert below a scope."""
     return Expert(scope.matrix("w1"), scope.matrix("w3"), scope.matrix("w2"))
 
 
@@ -25,8 +26,8 @@ class MoE:
         self.gate = scope.dense("gate.weight")
         self.table = scope.integers("gate.tid2eid") if hashed else None
         self.bias = None if hashed else scope.wide("gate.bias")
-        self.experts = [_expert(scope.sub(f"experts.{e}")) for e in range(config.n_routed_experts)]
-        self.shared = _expert(scope.sub("shared_experts"))
+        self.experts = [expert_of(scope.sub(f"experts.{e}")) for e in range(config.n_routed_experts)]
+        self.shared = expert_of(scope.sub("shared_experts"))
 
     def __call__(self, x: Tensor, batch: Batch) -> Tensor:
         """x: [T, d], normalised; returns [T, d]."""

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dsv4.cache.store import LayerStore
+from dsv4.cache.store import AnyLayer
 from dsv4.config import EngineOptions, ModelConfig
 from dsv4.model.batch import Batch
 from dsv4.model.block import Block
 from dsv4.model.layers import HeadMix, Norm, Scope
 from dsv4.model.model import Model
+from dsv4.model.stored import StoredBlock
 from dsv4.ops.linear import linear, matmul
 from dsv4.quant.rounding import NUMERICS
 from dsv4.quant.tensor import QTensor
@@ -28,11 +29,12 @@ class Mtp:
         self.main, self.rounds = main, NUMERICS[options.numerics]
         self.e_proj, self.h_proj = scope.matrix("e_proj"), scope.matrix("h_proj")
         self.enorm, self.hnorm = Norm(scope, "enorm", config), Norm(scope, "hnorm", config)
-        self.block = Block(scope, config, config.num_hidden_layers, ratio=0, hashed=False, rounds=self.rounds)
+        make: type[Block | StoredBlock] = StoredBlock if options.stored else Block
+        self.block = make(scope, config, config.num_hidden_layers, ratio=0, hashed=False, rounds=self.rounds)
         self.head_mix = HeadMix(scope, config)
 
     @torch.inference_mode()
-    def __call__(self, streams: Tensor, next_ids: Tensor, batch: Batch, store: LayerStore) -> Tensor:
+    def __call__(self, streams: Tensor, next_ids: Tensor, batch: Batch, store: AnyLayer) -> Tensor:
         """One step over the T positions of `batch`.
 
         streams: [T, M, d] behind the main model's last layer (raw, before any norm) or this block's own output when

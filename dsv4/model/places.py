@@ -76,8 +76,24 @@ class Places:
 
     def rows(self, entries: Tensor) -> Tensor:
         """Rows of `kv` of chosen entries, [T, n]."""
-        pages = self.table[self.slots.unsqueeze(1), entries // self.layout.entries]
-        return torch.where(entries < 0, -1, self.layout.entry_rows(pages, entries))
+        return torch.where(entries < 0, -1, self.layout.entry_rows(self._pages(entries), entries))
+
+    def key_rows(self, entries: Tensor) -> Tensor:
+        """Rows of `keys` of chosen entries, [T, n]."""
+        return torch.where(entries < 0, -1, self.layout.key_rows(self._pages(entries), entries))
+
+    def _pages(self, entries: Tensor) -> Tensor:
+        return self.table[self.slots.unsqueeze(1), entries // self.layout.entries]
+
+    @cached_property
+    def every_key(self) -> Tensor:
+        """Rows of `keys` of `every`, [T, n]."""
+        return self.key_rows(self.every)
+
+    @cached_property
+    def own_key(self) -> Tensor:
+        """Row of `keys` of the entry to which each token belongs, [T]."""
+        return self.key_rows((self.positions // self.layout.ratio).unsqueeze(1)).squeeze(1)
 
     @cached_property
     def keys(self) -> Tensor:

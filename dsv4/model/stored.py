@@ -1,0 +1,192 @@
+"""A layer in the bytes that kernels read: activations as FP8 rows, caches as pages, experts packed.
+
+It says in fewer and larger ops what `attention.py`, `moe.py` and `block.py` say, in the official roundings, whose
+values these bytes hold: the numbers are the same to the bit, but for the indexer's scores, which nothing rounds here. So
+a far entry may be chosen in place of another whose score was rounded to an equal one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dsv4.cache.store import AnyLayer
+from dsv4.cache.stored import StoredLayer
+from dsv4.config import ModelConfig
+from dsv4.errors import ConfigError
+from dsv4.model.attention import compressor_of
+from dsv4.model.batch import Batch
+from dsv4.model.layers import HyperConnection, Norm, Scope
+from dsv4.model.moe import expert_of
+from dsv4.model.places import Places
+from dsv4.ops.attention import attend
+from dsv4.ops.compress import OVERLAPPED, Compressor, Ring, StepTokens, compress_keys, compress_kv
+from dsv4.ops.experts import store_experts, stored_moe
+from dsv4.ops.index import select_rows
+from dsv4.ops.index_logits import index_logits
+from dsv4.ops.index_queries import index_queries
+from dsv4.ops.kv import write_kv
+from dsv4.ops.linear import grouped_linear, linear, scaled_matmul, shared_input
+from dsv4.ops.mhc import Mixer, mhc_post, mhc_post_pre_norm_quant, mhc_pre_norm_quant
+from dsv4.ops.moe import route
+from dsv4.ops.norm import rms_norm_quant
+from dsv4.ops.rope import Rotation, q_norm_rope
+from dsv4.quant.formats import FP8_BLOCK, FP8_ROW, Format
+from dsv4.quant.rounding import FP8, Numerics
+from dsv4.quant.tensor import QTensor
+from dsv4.taps import tap
+
+_Compressed = tuple[Tensor, Tensor, Tensor, float, Rotation, StepTokens, Ring, int]  # the first of `compress_kv`
+
+
+def _stored(scope: Scope, name: str) -> QTensor:
+    weight = scope.matrix(name)
+    if not isinstance(weight, QTensor) or weight.format is not FP8_BLOCK:
+        got = weight.format.name if isinstance(weight, QTensor) else str(weight.dtype)
+        raise ConfigError(f"stored layers: {name}", got=got, wanted=FP8_BLOCK.name, do="run it simulated")
+    return weight
+
+
+def _below(matrices: Sequence[QTensor]) -> QTensor:
+    """One matrix of the rows of all. All but the last have whole blocks of them."""
+    data, scale = (torch.cat([getattr(one, part) for one in matrices]) for part in ("data", "scale"))
+    return QTensor(data, scale, matrices[0].format)
+
+
+class StoredIndexer:
+    """Chooses the compressed rows that each token of a ratio-4 layer attends to."""
+
+    def __init__(self, scope: Scope, config: ModelConfig) -> None:
+        self.wq_b, self.weights_proj = _stored(scope, "wq_b"), scope.dense("weights_proj.weight")
+        self.compressor = compressor_of(scope.sub("compressor"))
+        self.heads, self.dim, self.k = config.index_n_heads, config.index_head_dim, config.index_topk
+
+    def select(self, logits: Tensor, latent: QTensor, turn: Rotation, places: Places, store: StoredLayer) -> Tensor:
+        """Entries for each token, ascending, -1 at the end. logits: [T, H] of the heads' weights; returns [T, k]."""
+        assert store.keys is not None
+        q = scaled_matmul(latent, self.wq_b, torch.bfloat16).view(-1, self.heads, self.dim)
+        queries = index_queries(q, turn, logits, store.keys.layout)
+        width = places.keys.shape[1]
+        scores = index_logits(*queries, store.keys.pages, places.table, places.slots, places.visible, width)
+        return select_rows(scores, places.visible, self.k)
+
+
+class StoredAttention:
+    """One layer's attention over stored rows."""
+
+    def __init__(self, scope: Scope, config: ModelConfig, ratio: int, layer: int) -> None:
+        self.ratio, self.layer, self.eps = ratio, layer, config.rms_norm_eps
+        self.heads, self.groups, self.lora = config.num_attention_heads, config.o_groups, config.q_lora_rank
+        self.input = _below([_stored(scope, "wq_a"), _stored(scope, "wkv")])
+        self.wq_b, self.wo_a, self.wo_b = (_stored(scope, name) for name in ("wq_b", "wo_a", "wo_b"))
+        self.q_norm, self.kv_norm = Norm(scope, "q_norm", config), Norm(scope, "kv_norm", config)
+        self.sink = scope.wide("attn_sink")
+        self.compressor = compressor_of(scope.sub("compressor")) if ratio else None
+        self.indexer = StoredIndexer(scope.sub("indexer"), config) if ratio == OVERLAPPED else None
+        self.dense, self.widths = self._dense()
+
+    def _dense(self) -> tuple[Tensor | None, list[int]]:
+        """The dense matrices that read a layer's input, one below another, and the rows of each."""
+        parts = [self.compressor.project] if self.compressor else []
+        if self.indexer:
+            parts += [self.indexer.compressor.project, self.indexer.weights_proj]
+        return torch.cat(parts) if parts else None, [len(part) for part in parts]
+
+    def __call__(self, x: Tensor, rows: QTensor, batch: Batch, store: StoredLayer) -> Tensor:
+        """x: [T, d], normalised, and `rows`, the same as FP8_ROW; writes this step into `store`, returns [T, d]."""
+        turn, places = batch.turn(self.ratio), batch.places(store)
+        far = places.positions.new_empty(len(x), 0)
+        if self.dense is None:
+            wide = scaled_matmul(rows, self.input, x.dtype)
+        else:
+            dense, wide = shared_input(x, rows, self.dense, self.input)
+        latent = rms_norm_quant(wide[:, : self.lora], self.q_norm.weight, self.eps, FP8_ROW)[1]
+        q = scaled_matmul(latent, self.wq_b, x.dtype).view(len(x), self.heads, -1)
+        q = q_norm_rope(q, self.eps, turn)
+        write_kv(wide[:, self.lora :], self.kv_norm.weight, self.eps, turn, store.near.pages, places.write)
+        if self.compressor is not None:
+            parts = dense.split(self.widths, 1)
+            self.remember(parts, batch, places, store)
+            far = self.entries(parts, latent, turn, places, store)
+        values = attend(q, store.near.pages, places.window, store.far.pages, far, self.sink, turn)
+        grouped = grouped_linear(values.view(len(x), self.groups, -1), self.wo_a)
+        return linear(grouped, self.wo_b, FP8)
+
+    def remember(self, parts: Sequence[Tensor], batch: Batch, places: Places, store: StoredLayer) -> None:
+        """Keep what the tokens add to their blocks, and store the entries of those that end here."""
+        assert self.compressor is not None
+        tokens = StepTokens(places.slots, places.positions, places.own_key)
+        turn, length = batch.block_turn(self.ratio), store.layout.tail
+
+        def given(projected: Tensor, weights: Compressor, terms: Tensor) -> _Compressed:
+            return projected, weights.ape, weights.norm, self.eps, turn, tokens, Ring(terms, length), batch.most
+
+        compress_kv(*given(parts[0], self.compressor, store.tail), store.far.pages)
+        if self.indexer is not None and store.keys is not None:
+            keys = given(parts[1], self.indexer.compressor, store.key_tail)
+            compress_keys(*keys, store.keys.pages, store.keys.layout)
+
+    def entries(
+        self, parts: Sequence[Tensor], latent: QTensor, turn: Rotation, places: Places, store: StoredLayer
+    ) -> Tensor:
+        """Far rows that each token attends to: [T, n], -1 for none. Where all are selected, no score is computed."""
+        if self.indexer is None:
+            return places.every_key
+        if places.longest // self.ratio <= self.indexer.k:
+            tap("selected", self.layer, places.every)
+            return places.every_key
+        chosen = self.indexer.select(parts[2], latent, turn, places, store)
+        tap("selected", self.layer, chosen)
+        return places.key_rows(chosen)
+
+
+class StoredMoE:
+    """Router, routed experts and the shared one, packed."""
+
+    def __init__(self, scope: Scope, config: ModelConfig, layer: int, hashed: bool) -> None:
+        self.layer = layer
+        self.k, self.scale, self.limit = config.num_experts_per_tok, config.routed_scaling_factor, config.swiglu_limit
+        self.gate = scope.dense("gate.weight")
+        self.table = scope.integers("gate.tid2eid") if hashed else None
+        self.bias = None if hashed else scope.wide("gate.bias")
+        experts = [expert_of(scope.sub(f"experts.{e}")) for e in range(config.n_routed_experts)]
+        self.experts = store_experts(experts, expert_of(scope.sub("shared_experts")))
+
+    def __call__(self, x: Tensor, rows: QTensor, batch: Batch) -> Tensor:
+        """x: [T, d], normalised, and `rows`, the same as FP8_ROW; returns [T, d]."""
+        chosen = None if self.table is None else self.table[batch.ids]
+        picks = route(x, self.gate, self.bias, chosen, self.k, self.scale)
+        tap("experts", self.layer, picks.experts)
+        return stored_moe(rows, picks, self.experts, self.limit, x.dtype)
+
+
+class StoredBlock:
+    """A main layer, or a draft's (ratio 0, never hashed). `rounds` is the official table: bytes know no other."""
+
+    def __init__(
+        self, scope: Scope, config: ModelConfig, layer: int, ratio: int, hashed: bool, rounds: Numerics
+    ) -> None:
+        self.layer = layer
+        self.hc_attn, self.hc_ffn = (HyperConnection(scope, site, config) for site in ("attn", "ffn"))
+        self.attn_norm, self.ffn_norm = Norm(scope, "attn_norm", config), Norm(scope, "ffn_norm", config)
+        self.attn = StoredAttention(scope.sub("attn"), config, ratio, layer)
+        self.ffn = StoredMoE(scope.sub("ffn"), config, layer, hashed)
+
+    def __call__(self, streams: Tensor, batch: Batch, store: AnyLayer) -> Tensor:
+        """streams: [T, M, d]; returns the same."""
+        assert isinstance(store, StoredLayer)
+        mixed, x, rows = mhc_pre_norm_quant(streams, *_site(self.hc_attn, self.attn_norm))
+        tap("attn comb", self.layer, mixed.comb)
+        y = self.attn(x, rows, batch, store)
+        _, mixed, x, rows = mhc_post_pre_norm_quant(y, mixed, *_site(self.hc_ffn, self.ffn_norm))
+        tap("ffn comb", self.layer, mixed.comb)
+        streams = mhc_post(self.ffn(x, rows, batch), mixed)
+        tap("streams", self.layer, streams)
+        return streams
+
+
+def _site(site: HyperConnection, norm: Norm) -> tuple[Mixer, int, float, float, Tensor, Format]:
+    """What the fused ops of an mHC site take behind streams or sublayer."""
+    return site.mixer, site.iterations, site.eps, site.norm_eps, norm.weight, FP8_ROW

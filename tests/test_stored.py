@@ -1,0 +1,147 @@
+"""Layers in bytes say what simulated layers say: the same numbers to the bit, in every way to cut and share a step."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dsv4.cache.layout import cache_bytes
+from dsv4.cache.paged import Paged
+from dsv4.cache.stored import StoredLayer
+from dsv4.checkpoint.load import load
+from dsv4.checkpoint.reader import Checkpoint
+from dsv4.checkpoint.synth import synth
+from dsv4.config import EngineOptions, ModelConfig
+from dsv4.errors import ConfigError
+from dsv4.llm import EMBEDDED
+from dsv4.model.model import Model
+from dsv4.quant.index_keys import FP4_KEYS, FP8_KEYS
+from dsv4.quant.kv_rows import KvRow
+from tests.exact import OPTIONS, Rig, same
+
+# As the embedded model, every kind of layer, but wide enough to be packed.
+CHANGES: dict[str, Any] = {
+    "hidden_size": 256, "num_hidden_layers": 5, "compress_ratios": [0, 4, 128, 4, 0, 0], "vocab_size": 64,
+    "n_routed_experts": 8, "num_experts_per_tok": 3, "num_hash_layers": 1,
+}  # fmt: skip
+
+
+def rig(directory: Path, **changes: Any) -> Rig:
+    config = ModelConfig.from_dict(json.loads((EMBEDDED / "config.json").read_text()) | CHANGES | changes)
+    synth(config, directory, seed=3)
+    return Rig(config, load(Checkpoint.open(directory), config))
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Rig:
+    return rig(tmp_path_factory.mktemp("stored") / "model")
+
+
+@pytest.fixture(scope="module")
+def stored(simulated: Rig) -> Rig:
+    return in_bytes(simulated)
+
+
+def in_bytes(given: Rig) -> Rig:
+    return Rig(given.config, given.weights, options=replace(OPTIONS, stored=True))
+
+
+def test_a_prompt_has_the_bits_of_the_simulation(simulated: Rig, stored: Rig) -> None:
+    whole = simulated.run(simulated.store(), (0, simulated.ids))[0]
+    assert same(stored.run(stored.store(), (0, stored.ids))[0], whole)
+
+
+@pytest.mark.parametrize("ends", [(1, 2, 3, 300), (127, 128, 129, 300), (7, 100, 255, 256, 300), (299, 300)])
+def test_pieces_equal_the_whole(ends: tuple[int, ...], simulated: Rig, stored: Rig) -> None:
+    whole = simulated.run(simulated.store(), (0, simulated.ids))[0]
+    assert same(stored.pieces(stored.store(), ends), whole)
+
+
+def test_a_sequence_beside_others_equals_itself_alone(stored: Rig) -> None:
+    ids, others = stored.ids[:200], stored.random_ids(90, 5)
+    alone = stored.run(stored.store(), (0, ids))[0]
+    store = stored.store()
+    parts = [stored.run(store, (2, ids[:130]), (1, others[:7]), (3, others))[0]]
+    parts.append(stored.run(store, (1, others[7:]), (2, ids[130:]))[1])
+    assert same(torch.cat(parts), alone)
+
+
+def test_rewound_equals_never_written(stored: Rig) -> None:
+    store = stored.store()
+    stored.run(store, (0, stored.ids[:126]))
+    mark = store.mark(0)
+    stored.run(store, (0, stored.random_ids(8, 9)))
+    store.rewind(0, mark)
+    assert same(stored.run(store, (0, stored.ids[126:150]))[0], stored.pieces(stored.store(), (126, 150))[126:])
+
+
+@pytest.mark.parametrize("length", [4, 130, 256])
+def test_restored_equals_gone_on(length: int, stored: Rig) -> None:
+    """Into another slot, whose full pages are those of the first."""
+    wanted = stored.pieces(stored.store(), (length, length + 20))[length:]
+    store = stored.store(points=2)
+    stored.run(store, (0, stored.ids[:length]))
+    store.keep(1, 0, length)
+    shared, page = store.pages[0][: length // store.page], store.pages[1][length // store.page :]
+    store.assign(1, [*shared, *page])
+    store.reset(1, length)
+    store.restore(1, 1, length)
+    assert same(stored.run(store, (1, stored.ids[length : length + 20]))[0], wanted)
+
+
+def test_chosen_entries_are_those_of_unrounded_scores(tmp_path: Path) -> None:
+    """Where an indexer has to choose, pieces still equal the whole, and nearly all of what it chooses is the same."""
+    simulated = rig(tmp_path / "model", index_topk=16)
+    stored = in_bytes(simulated)
+    whole = stored.run(stored.store(), (0, stored.ids))[0]
+    assert same(stored.pieces(stored.store(), (90, 91, 92, 210, 300)), whole)
+    other = simulated.run(simulated.store(), (0, simulated.ids))[0]
+    assert torch.nn.functional.cosine_similarity(whole.flatten(1).double(), other.flatten(1).double()).min() > 0.9
+    assert same(whole[:64], other[:64])  # up to 16 entries all are chosen
+
+
+def rows_of(paged: Paged[Any], rows: Tensor) -> Tensor:
+    page, data, scales = paged.layout.spans(paged.pages, rows)
+    found = [(int(p), int(d), int(s)) for p, d, s in zip(page, data, scales, strict=True)]
+    return torch.stack([
+        torch.cat((paged.pages[p, d : d + paged.data_bytes], paged.pages[p, s : s + paged.scale_bytes]))
+        for p, d, s in found
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", [KvRow(512, 64), KvRow(96, 32), FP4_KEYS, FP8_KEYS], ids=str)
+def test_rows_of_pages_move_whole(layout: Any) -> None:
+    paged, rows = Paged(layout, 3, 5, torch.device("cpu")), torch.tensor([14, 0, 7])
+    given = torch.arange(3 * paged.width, dtype=torch.int64).remainder(251).type(torch.uint8).view(3, -1)
+    paged[rows] = given
+    assert torch.equal(paged[rows], given)
+    assert torch.equal(rows_of(paged, rows), given)
+    assert int((paged.pages != 0).sum()) == int((given != 0).sum())
+
+
+@pytest.mark.parametrize("points", [0, 3])
+def test_the_bytes_of_a_cache_are_known_before(points: int, stored: Rig) -> None:
+    store, asked = stored.store(points), replace(stored.options, reuse_points=points)
+    assert all(isinstance(layer, StoredLayer) for layer in store.layers)
+    found = sum(tensor.nbytes for layer in store.layers for tensor in layer.tensors())
+    assert cache_bytes(stored.config, asked) == found < cache_bytes(stored.config, replace(asked, stored=False))
+
+
+@pytest.mark.parametrize("changes", [{"numerics": "float"}, {"dtype": "float32"}])
+def test_only_official_numerics_are_stored(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"stored layers; got .*; wanted official numerics and bfloat16"):
+        EngineOptions(stored=True, **changes)
+
+
+def test_dense_weights_are_refused(tmp_path: Path) -> None:
+    config = ModelConfig.from_dict(json.loads((EMBEDDED / "config.json").read_text()) | CHANGES
+                                   | {"quantization_config": None, "expert_dtype": None})  # fmt: skip
+    synth(config, tmp_path / "model", seed=3)
+    with pytest.raises(ConfigError, match=r"stored layers: wq_a; got .*; wanted fp8"):
+        Model(config, load(Checkpoint.open(tmp_path / "model"), config), replace(OPTIONS, stored=True))
