@@ -123,25 +123,30 @@ def _refuse(x: QTensor, picks: Route, experts: StoredExperts, limit: float, dtyp
 @stored_moe.impl("fused", accepts=_refuse)
 def _stored_moe(x: QTensor, picks: Route, experts: StoredExperts, limit: float, dtype: torch.dtype) -> Tensor:
     (tokens, d), k, device = x.shape, picks.experts.shape[1], x.device
-    width = experts.routed.down.shape[1]
+    wide, width = experts.routed.down.shape  # d, and rows of zeros
     _need_stored(experts.routed, "routed", (d, width), experts.many, device)
     _need_stored(experts.shared, "shared", (d, width), 1, device)
     _need_rows(x, picks)
     if few(tokens, k, d):
         return _few(x, picks, experts, limit, dtype)
-    out = torch.empty(tokens, d, dtype=dtype, device=device)
+    out = torch.empty(tokens, wide, dtype=dtype, device=device)
     if not tokens:
-        return out
+        return _whole(out, d)
     form = choose(tokens, k, experts.many)
     most = most_groups(tokens, k, experts.many, form.wide)
     groups = _grouped(x, picks, experts.many, form.wide, most)
     hidden, scale = _hidden(most, width, form.wide, device)
-    y = torch.empty(tokens, k + 1, d, dtype=dtype, device=device)
+    y = torch.empty(tokens, k + 1, wide, dtype=dtype, device=device)
     _up(experts, form, groups, limit, hidden, scale)
     _down(experts, form, groups, hidden, scale, y)
-    blocks = -(-tokens * (d // 8) // _THREADS["sum"])
-    _SUM(blocks, _THREADS["sum"], y, k + 1, d, tokens, out)
-    return out
+    blocks = -(-tokens * (wide // 8) // _THREADS["sum"])
+    _SUM(blocks, _THREADS["sum"], y, k + 1, wide, tokens, out)
+    return _whole(out, d)
+
+
+def _whole(out: Tensor, d: int) -> Tensor:
+    """The first d columns, in memory of their own."""
+    return out if out.shape[1] == d else out[:, :d].contiguous()
 
 
 def few(tokens: int, k: int, d: int) -> bool:
@@ -160,10 +165,10 @@ def few_parts(
 ) -> tuple[Callable[[], None], Callable[[], Tensor]]:
     """The two kernels for few tokens."""
     (tokens, d), k, device = x.shape, picks.experts.shape[1], x.device
-    source, width, most = _SOURCES[experts.routed.up.format], experts.routed.down.shape[1], tokens * k + 1
+    source, (wide, width), most = _SOURCES[experts.routed.up.format], experts.routed.down.shape, tokens * k + 1
     hidden, scale = _hidden(most, width, FEW, device)
-    arrived = torch.empty(d // _DOWN_FEW.rows, dtype=torch.int32, device=device)
-    y = torch.empty(tokens, k + 1, d, dtype=dtype, device=device)
+    arrived = torch.empty(wide // _DOWN_FEW.rows, dtype=torch.int32, device=device)
+    y = torch.empty(tokens, k + 1, wide, dtype=dtype, device=device)
 
     def launch(kernel: Kernel, which: int, form: Form, task: int, resident: int, *rest: Tensor | float) -> None:
         routed, shared = experts.routed[which], experts.shared[which]
@@ -179,9 +184,9 @@ def few_parts(
         launch(_UP[source, 0], 0, _UP_FEW, ROWS, d // COLUMNS, *rest)
 
     def down() -> Tensor:
-        out = torch.empty(tokens, d, dtype=dtype, device=device)
+        out = torch.empty(tokens, wide, dtype=dtype, device=device)
         launch(_DOWN[source, 0], 1, _DOWN_FEW, _DOWN_FEW.rows, 0, y, arrived, out)
-        return out
+        return _whole(out, d)
 
     return up, down
 
@@ -249,7 +254,7 @@ def _need_rows(x: QTensor, picks: Route) -> None:
 def _need_stored(stored: Stored, name: str, sizes: tuple[int, int], count: int, device: torch.device) -> None:
     d, width = sizes
     _need_packed(stored.up, f"{name} up", (2 * width, d), count, device)
-    _need_packed(stored.down, f"{name} down", (d, width), count, device)
+    _need_packed(stored.down, f"{name} down", (-(-d // ROWS) * ROWS, width), count, device)
 
 
 def _need_packed(packed: Packed, name: str, shape: tuple[int, int], count: int, device: torch.device) -> None:

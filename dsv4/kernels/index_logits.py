@@ -69,7 +69,9 @@ def _refuse(
         return f"{q.shape[1]} heads, and {_HEADS} fit"
     keys = layout_of(q).page_keys(pages.shape[1])
     if pages.shape[1] % 16 or keys & (keys - 1) or not 0 < keys <= _MOST_KEYS:
-        return f"a page has {pages.shape[1]} bytes and {keys} keys, no multiple of 16 and power of two up to {_MOST_KEYS}"
+        return (
+            f"a page has {pages.shape[1]} bytes and {keys} keys, no multiple of 16 and power of two up to {_MOST_KEYS}"
+        )
     return None
 
 

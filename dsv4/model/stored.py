@@ -1,8 +1,8 @@
 """A layer in the bytes that kernels read: activations as FP8 rows, caches as pages, experts packed.
 
 It says in fewer and larger ops what `attention.py`, `moe.py` and `block.py` say, in the official roundings, whose
-values these bytes hold: the numbers are the same to the bit, but for the indexer's scores, which nothing rounds here. So
-a far entry may be chosen in place of another whose score was rounded to an equal one.
+values these bytes hold: the numbers are the same to the bit, but for the indexer's scores, which nothing rounds here.
+So a far entry may be chosen in place of another whose score was rounded to an equal one.
 """
 
 from __future__ import annotations

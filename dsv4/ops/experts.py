@@ -12,14 +12,17 @@ from dsv4.ops.linear import matmul_rows
 from dsv4.ops.moe import Expert, Route, summed, swiglu_quant
 from dsv4.ops.op import op
 from dsv4.quant.formats import FP8_BLOCK, FP8_BLOCK_F32, FP8_ROW, Format, FormatError
-from dsv4.quant.packed import PACKED, Packed, stack, unpack, values
+from dsv4.quant.packed import PACKED, Packed, padded, stack, unpack, values
 from dsv4.quant.tensor import QTensor
 
 SHARED = (FP8_BLOCK, FP8_BLOCK_F32)  # formats of the shared expert
 
 
 class Stored(NamedTuple):
-    """E experts of width f: up [2 f, d], its rows gate 0, up 0, gate 1, up 1, ... (w1 and w3), and down [d, f] (w2)."""
+    """E experts of width f: up [2 f, d], its rows gate 0, up 0, gate 1, up 1, ... (w1 and w3), and down [d, f] (w2).
+
+    Rows of zeros make down's a multiple of 256.
+    """
 
     up: Packed
     down: Packed
@@ -38,7 +41,7 @@ class StoredExperts(NamedTuple):
 
 
 def store_experts(experts: Sequence[Expert], shared: Expert) -> StoredExperts:
-    """Of `PACKED` formats, f a multiple of 128 and d of 256; the shared expert of FP8. FormatError for others."""
+    """Of `PACKED` formats, f and d multiples of 128; the shared expert of FP8. FormatError for others."""
     routed = _stored(experts, PACKED)
     return StoredExperts(routed, _stored([shared], SHARED))
 
@@ -46,7 +49,7 @@ def store_experts(experts: Sequence[Expert], shared: Expert) -> StoredExperts:
 def _stored(experts: Sequence[Expert], formats: tuple[Format, ...]) -> Stored:
     return Stored(
         stack(((_of(one.w1, formats), _of(one.w3, formats)) for one in experts), len(experts)),
-        stack(((_of(one.w2, formats),) for one in experts), len(experts)),
+        stack(((padded(_of(one.w2, formats)),) for one in experts), len(experts)),
     )
 
 
@@ -60,7 +63,11 @@ def _of(weight: Tensor | QTensor, formats: tuple[Format, ...]) -> QTensor:
 def stored_expert(experts: StoredExperts, number: int) -> Expert:
     """One of them as it was; the shared one has the number behind the last."""
     from_, at = (experts.shared, 0) if number == experts.many else (experts.routed, number)
-    return Expert(*unpack(from_.up.matrix(at)), *unpack(from_.down.matrix(at)))
+    gate, up = unpack(from_.up.matrix(at))
+    (down,) = unpack(from_.down.matrix(at))
+    rows = gate.shape[1]
+    scales = down.scale[: down.format.scale_shape(rows, down.shape[1])[0]]
+    return Expert(gate, up, QTensor(down.data[:rows], scales, down.format, down.global_scale))
 
 
 @op
@@ -81,9 +88,9 @@ def stored_moe(x: QTensor, picks: Route, experts: StoredExperts, limit: float, d
     for number in chosen.unique().tolist():
         token, place = (chosen == number).nonzero(as_tuple=True)
         up, down = (values(part.matrix(number)) for part in experts.routed)
-        y[token, place] = _expert(rows[token], up, down, weights[token, place], limit, dtype).float()
+        y[token, place] = _expert(rows[token], up, down[: rows.shape[1]], weights[token, place], limit, dtype).float()
     up, down = (values(part.matrix(0)) for part in experts.shared)
-    y[:, -1] = _expert(rows, up, down, None, limit, dtype).float()
+    y[:, -1] = _expert(rows, up, down[: rows.shape[1]], None, limit, dtype).float()
     return summed(y.unbind(1)).type(dtype)
 
 

@@ -20,7 +20,7 @@ from dsv4.quant.formats import Format, FormatError
 from dsv4.quant.packed_formats import COLUMNS, LAYOUTS, ROWS, Rows
 from dsv4.quant.tensor import QTensor
 
-__all__ = ["COLUMNS", "ROWS", "Packed", "pack", "stack", "tile_bytes", "unpack", "values"]
+__all__ = ["COLUMNS", "ROWS", "Packed", "pack", "padded", "stack", "tile_bytes", "unpack", "values"]
 PACKED: Final = tuple(LAYOUTS)
 
 
@@ -78,6 +78,17 @@ def pack(*parts: QTensor) -> Packed:
     scale = torch.stack([part.scale.repeat_interleave(height, 0) for part in parts], 1).flatten(0, 1)
     tiles, apart = LAYOUTS[fmt].encode(Rows(data, scale, factor.repeat(first.shape[0])))
     return Packed(tiles, apart, factor, fmt)
+
+
+def padded(q: QTensor) -> QTensor:
+    """With rows of zeros behind it, if its rows are no multiple of 256."""
+    behind = -q.shape[0] % ROWS
+    if not behind:
+        return q
+    high = q.format.block[0]
+    data = torch.cat((q.data.view(torch.uint8), q.data.new_zeros(behind, q.data.shape[1]).view(torch.uint8)))
+    scale = torch.cat((q.scale, q.scale[-1:].expand(behind // high, -1)))
+    return QTensor(data.view(q.data.dtype), scale, q.format, q.global_scale)
 
 
 def _factor(part: QTensor) -> Tensor:

@@ -20,7 +20,7 @@ from dsv4.ops.linear import dense
 from dsv4.ops.moe import Route
 from dsv4.ops.quantize import quantize
 from dsv4.quant.formats import FP8_BLOCK, FP8_BLOCK_F32, FP8_ROW, MXFP4, NVFP4, Format
-from dsv4.quant.packed import Packed, stack
+from dsv4.quant.packed import Packed, padded, stack
 from dsv4.quant.tensor import QTensor
 
 # A sum that is a bit off moves some numbers between the matrices by one step of BF16, and a few of them by one of FP8.
@@ -55,6 +55,8 @@ def cases() -> Iterator[Case]:
         for tokens, sizes in ((33, (768, 384, 5, 2)), (70, SMALL)):
             make = partial(given, tokens, sizes, fmt=fmt)
             yield case(name=f"{tokens} tokens of {fmt.name}", make=make, size="full")
+    for tokens in (3, 9):
+        yield case(name=f"{tokens} tokens of 128", make=partial(given, tokens, (128, 128, 8, 3)))
     yield case(name="one expert has all tokens", make=partial(_one_expert, 70))
     yield case(name="odd activations", make=_odd_activations)
     yield case(name="scales far apart", make=_far_apart)
@@ -152,7 +154,7 @@ def _experts(sizes: Sizes, kinds: int, fmt: Format, change: Callable[[QTensor], 
 def _pair(name: str, number: int, rows: int, columns: int, fmt: Format) -> list[QTensor]:
     """Gate and up, each half of the rows, or the one second matrix."""
     if "up" not in name:
-        return [of_format(f"{name} {number}", rows, columns, fmt)]
+        return [padded(of_format(f"{name} {number}", rows, columns, fmt))]
     return [of_format(f"{name} {number} {which}", rows // 2, columns, fmt) for which in "ab"]
 
 
