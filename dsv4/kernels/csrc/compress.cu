@@ -12,6 +12,7 @@
 // Measured: not yet.
 //
 // arch: sm_90a sm_100a sm_103a sm_120a
+#include "common/index_vectors.cuh"
 #include "common/kv_rows.cuh"
 #include "common/pool.cuh"
 
@@ -73,55 +74,17 @@ struct KvRows {
   }
 };
 
-// Index keys, in the lower half of a warp; the upper one has zeros. Bytes: dsv4/quant/index_keys.py.
+// Index keys, in the lower half of a warp; the upper one has zeros.
+template <class Layout>
 struct Keys {
-  static constexpr int DIMS = 128;
+  static constexpr int DIMS = index_vectors::DIMS;
   Pages pages;
   int spread;  // by a Hadamard matrix
 
-  // In Sylvester's order: at each step numbers that are so far apart become their sum and their difference.
-  __device__ static void hadamard(float (&v)[8], int lane) {
-#pragma unroll
-    for (int apart = 1; apart < EIGHT; apart *= 2)
-#pragma unroll
-      for (int j = 0; j < EIGHT; j++)
-        if (!(j & apart)) {
-          const float x = v[j], y = v[j | apart];
-          v[j] = x + y, v[j | apart] = x - y;
-        }
-#pragma unroll
-    for (int apart = 1; apart < DIMS / EIGHT; apart *= 2)
-#pragma unroll
-      for (int j = 0; j < EIGHT; j++) {
-        const float other = __shfl_xor_sync(ALL_LANES, v[j], apart);
-        v[j] = lane & apart ? other - v[j] : v[j] + other;
-      }
-#pragma unroll
-    for (int j = 0; j < EIGHT; j++) v[j] *= 0.08838834764f;  // 128^-1/2
-    rounded8<bf16>(v);
-  }
-};
-
-// E2M1 per 32 and UE8M0 scales: 64 + 4 bytes.
-struct Fp4Keys : Keys {
   __device__ void store(Entry<DIMS>& entry, i64 row) const {
-    if (spread) hadamard(entry.v[0], entry.lane);
+    if (spread) index_vectors::hadamard(entry.v[0], entry.lane);
     const CacheRow out(pages, row);
-    Mxfp4<bf16>::store(entry.v[0], 1.0f, {out.row, out.scales, DIMS}, 0, entry.column(0));
-  }
-};
-
-// E4M3 and one scale, the same power of two as FP32: 128 + 4 bytes.
-struct Fp8Keys : Keys {
-  __device__ void store(Entry<DIMS>& entry, i64 row) const {
-    if (spread) hadamard(entry.v[0], entry.lane);
-    const CacheRow out(pages, row);
-    const u32 amax = group_max<DIMS / EIGHT>(largest(entry.v[0])), byte = Fp8Row::scale_byte(amax);
-    const bool broken = amax >= INFINITY_BITS;
-    u32 low = 0, high = 0;
-    if (!broken) Fp8Row::codes(entry.v[0], byte, low, high);
-    if (entry.column(0) < DIMS) *reinterpret_cast<uint2*>(out.row + entry.column(0)) = make_uint2(low, high);
-    if (entry.lane == 0) *reinterpret_cast<u32*>(out.scales) = broken ? 0x7FC00000u : byte << 23;
+    Layout::store(entry.v[0], entry.column(0), out.row, out.scales);
   }
 };
 
@@ -198,14 +161,14 @@ COMPRESS_KV(128, 512)
     using B = Blocks<4, 128>;                                                                                        \
     static_assert(B::THREADS == 32 && B::RUNS == 1);                                                                 \
     __shared__ Entries<128> shared;                                                                                  \
-    Format to;                                                                                                       \
+    Keys<index_vectors::Format> to;                                                                                  \
     to.pages = {pages, page_bytes, page_rows, row_bytes, scale_bytes}, to.spread = spread;                           \
     compress<B>({projected, stride, ape, slots, positions, rows, tokens, each, ring, length},                        \
                 {norm, eps, cos, sin, keep}, to, shared, nullptr);                                                   \
   }
 
-COMPRESS_KEYS(fp4, Fp4Keys)
-COMPRESS_KEYS(fp8, Fp8Keys)
+COMPRESS_KEYS(fp4, Fp4)
+COMPRESS_KEYS(fp8, Fp8)
 
 // The ring alone, behind a launch that has read what it had.
 extern "C" __global__ void __launch_bounds__(256) compress_keep(STEP, int ratio, int channels) {
