@@ -37,6 +37,7 @@ _SIMT: Final = {
     "rms_norm_quant": ("fused", "unfused"),
     "rope": ("fused",),
     "route": ("fused",),
+    "select_rows": ("fused",),
     "swiglu": ("fused",),
     "swiglu_quant": ("fused",),
     "unit_rms": ("fused",),
@@ -81,6 +82,7 @@ def _register() -> None:
         rope,
         route,
         sample,
+        select,
     )
 
 

@@ -3,12 +3,14 @@
     shim.launch("norm.cu", "rms_norm_bf16_1", grid, block, x, weight, y, rows, eps)
 
 takes CPU tensors (or None), ints and floats, as the kernel declares them, and writes into the tensors. A tensor map
-(bytes) is read where its matrix lies, without fences. Every tensor
-lies between fences for the time of the call, shared memory is poisoned before each block, and a fault of the kernel
-raises `Fault` with the source line. `order` is the order in which the threads of a block run: 0 upwards, 1 downwards,
-else a random one of that seed; a right kernel gives the same bits in all of them.
+(bytes) is read where its matrix lies, without fences. Every tensor lies between fences for the time of the call, shared
+memory is poisoned before each block, and a fault of the kernel raises `Fault` with the source line. `order` is the
+order in which the threads of a block run: 0 upwards, 1 downwards, else a random one of that seed; a right kernel gives
+the same bits in all of them.
 
-Not for tensor cores, clusters or copy engines; PDL is a no-op. Shared arrays are declared in the kernels themselves.
+Tensor cores, copy engines and clusters are played where the headers are those of tests/shim/hopper (`on_hopper`); else
+a cluster is one block of all its threads, for kernels that play it so (csrc/common/team.cuh). PDL is a no-op. Shared
+arrays are declared in the kernels themselves.
 """
 
 from __future__ import annotations
@@ -217,6 +219,9 @@ def machine(
     orders, empty = cycle(ORDERS if order is None else (order,)), torch.empty
 
     def call(kernel: Kernel, grid: int, block: int, *args: Any, smem: int = 0, cluster: int = 0, **how: Any) -> None:
+        size = max(1, cluster)
+        if not clusters:  # for kernels that play a cluster as one block
+            grid, block, size = grid // size, block * size, 1
         found = library(build(kernel.file, csrc, kernel=kernel.name)).simt_find(kernel.name.encode())
         if not found or found.contents.letters.decode() != kernel.signature:
             raise Fault(f"{kernel} is launched as {kernel.signature}, not as it is declared")
@@ -226,7 +231,6 @@ def machine(
         if threads and grid:
             sanitized(kernel.file, kernel.name, grid, block, *args, smem=smem, csrc=csrc)
         elif grid:
-            size = max(1, cluster) if clusters else 1
             launch(kernel.file, kernel.name, grid, block, *args, smem=smem, order=next(orders), csrc=csrc, cluster=size)
 
     def poisoned(*args: Any, **how: Any) -> Tensor:

@@ -22,6 +22,7 @@ from dsv4.check.cases import (
     queries,
     rope,
     route,
+    select,
     swiglu,
 )
 from dsv4.check.contract import Case
@@ -37,6 +38,7 @@ FAMILIES: Final[Mapping[str, Callable[[], Iterator[Case]]]] = {
     "compress": compress.cases,
     "index": index.cases,
     "queries": queries.cases,
+    "select": select.cases,
     "mhc": mhc.cases,
     "linear": linear.cases,
     "grouped": grouped.cases,

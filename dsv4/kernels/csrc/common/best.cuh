@@ -5,11 +5,15 @@
 #pragma once
 #include "common/reduce.cuh"
 
-__device__ __forceinline__ u64 best_key(float x, u32 index) {
+__device__ __forceinline__ u32 order_key(float x) {
   u32 bits = __float_as_uint(x);
   if ((bits & ~SIGN) > INFINITY_BITS) bits = SIGN | INFINITY_BITS;
   if (bits == SIGN) bits = 0;
-  return static_cast<u64>(bits & SIGN ? ~bits : bits | SIGN) << 32 | ~index;
+  return bits & SIGN ? ~bits : bits | SIGN;
+}
+
+__device__ __forceinline__ u64 best_key(float x, u32 index) {
+  return static_cast<u64>(order_key(x)) << 32 | ~index;
 }
 
 __device__ __forceinline__ u32 key_index(u64 key) { return ~static_cast<u32>(key); }

@@ -74,6 +74,16 @@ __device__ __forceinline__ i64 load8_once(const i64* p) {
 #endif
 }
 
+__device__ __forceinline__ float load4_once(const float* p) {
+#ifdef __CUDA_ARCH__
+  float v;
+  asm volatile("ld.global.f32 %0, [%1];" : "=f"(v) : "l"(p) : "memory");
+  return v;
+#else
+  return *p;
+#endif
+}
+
 // Not by way of the first cache, which may hold what stood there before.
 __device__ __forceinline__ int load_fresh(const int* p) {
 #ifdef __CUDA_ARCH__
@@ -132,6 +142,7 @@ __device__ __forceinline__ T* opaque(T* p) {
   return p;
 }
 
+// The same number, likewise; what was known of it has not to be kept.
 __device__ __forceinline__ u32 opaque(u32 x) {
 #ifdef __CUDA_ARCH__
   asm volatile("" : "+r"(x));

@@ -1,0 +1,77 @@
+// Blocks of a cluster that work as one: they write words into each other's shared memory, and then meet. A team of one
+// block needs no cluster. On the host a team is one block that has the threads of all, and `Scratch` is one of several.
+#pragma once
+#include "common/device.cuh"
+
+#ifdef __CUDA_ARCH__
+constexpr int TEAM_SCRATCHES = 1;  // that a block has to declare
+#else
+constexpr int TEAM_SCRATCHES = 4;  // of 256 threads each
+#endif
+
+template <int MOST, class Scratch>
+struct Team {
+  int size, rank;       // blocks, and which of them this is
+  int thread, threads;  // of this block
+  i64 token;            // one for each team
+
+  __device__ Scratch& scratch(Scratch* all) const { return all[TEAM_SCRATCHES == 1 ? 0 : rank]; }
+
+#ifdef __CUDA_ARCH__
+  __device__ explicit Team(int size)
+      : size(size), rank(MOST == 1 ? 0 : cluster_rank()), thread(threadIdx.x), threads(blockDim.x),
+        token(blockIdx.x / size) {}
+
+  // Nothing is written to a block before it has begun: all threads say so, and all wait for it later.
+  __device__ void begin() const {
+    if (MOST > 1) asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
+  }
+  __device__ void begun() const {
+    if (MOST > 1) asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+  }
+  __device__ void sync() const { __syncthreads(); }
+  __device__ void meet() const {
+    if (MOST > 1) {
+      meet_cluster();
+    } else {
+      __syncthreads();
+    }
+  }
+
+  // `to`: the place in this block's own scratch.
+  __device__ void put(u32* to, u32 value, int block) const {
+    if (MOST == 1) {
+      *to = value;
+      return;
+    }
+    u32 place;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;"
+        : "=r"(place)
+        : "r"(static_cast<u32>(__cvta_generic_to_shared(to))), "r"(block));
+    asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(place), "r"(value) : "memory");
+  }
+#else
+  explicit Team(int size)
+      : size(size), rank(threadIdx.x / (blockDim.x / size)), thread(threadIdx.x % (blockDim.x / size)),
+        threads(blockDim.x / size), token(blockIdx.x) {}
+  void begin() const {}
+  void begun() const { __syncthreads(); }
+  void meet() const { __syncthreads(); }
+  void sync() const {
+#ifdef SIMT_THREADS
+    __syncthreads();
+#else  // this block's threads alone
+    static int here[TEAM_SCRATCHES], turns[TEAM_SCRATCHES];
+    const int turn = turns[rank];
+    if (++here[rank] == threads) {
+      here[rank] = 0, turns[rank]++;
+    } else {
+      while (turns[rank] == turn) simt::give_way();
+    }
+#endif
+  }
+  void put(u32* to, u32 value, int block) const {
+    *reinterpret_cast<u32*>(reinterpret_cast<char*>(to) + (block - rank) * static_cast<i64>(sizeof(Scratch))) = value;
+  }
+#endif
+};
