@@ -67,11 +67,9 @@ def _refuse(
         return f"q is on {q.device}"
     if q.shape[1] != _HEADS:
         return f"{q.shape[1]} heads, and {_HEADS} fit"
-    keys = layout_of(q).page_keys(pages.shape[1])
-    if pages.shape[1] % 16 or keys & (keys - 1) or not 0 < keys <= _MOST_KEYS:
-        return (
-            f"a page has {pages.shape[1]} bytes and {keys} keys, no multiple of 16 and power of two up to {_MOST_KEYS}"
-        )
+    size, keys = pages.shape[1], layout_of(q).page_keys(pages.shape[1])
+    if size % 16 or keys & (keys - 1) or not 0 < keys <= _MOST_KEYS:
+        return f"a page of {size} bytes has {keys} keys; a multiple of 16 and a power of two up to {_MOST_KEYS} fit"
     return None
 
 

@@ -46,10 +46,8 @@ def _timed(case: Any, layout: KeyLayout) -> Iterator[Case]:
     for keys in LENGTHS:
         for tokens in (1, 64):
             make, flops = partial(_decode, layout, tokens, keys), 2 * tokens * keys * HEADS * 128
-            yield case(
-                name=f"{name} {keys} keys {tokens}", make=make, size="big", bench=f"{name} {keys} keys", flops=flops,
-                oracle=None, turn=_turned,
-            )  # fmt: skip
+            label = f"{name} {keys} keys"
+            yield case(name=f"{label} {tokens}", make=make, size="big", bench=label, flops=flops, oracle=None)
     tokens, keys = PREFILL
     make, flops = partial(_prefill, layout), 2 * tokens * keys * HEADS * 128
     yield case(name=f"{name} prefill", make=make, size="big", bench=f"{name} prefill", flops=flops, oracle=None)
@@ -214,17 +212,9 @@ def _scales(layout: KeyLayout, *of: Any) -> Arguments:
 
 
 def _decode(layout: KeyLayout, tokens: int, keys: int) -> Arguments:
-    """A sequence for each token; their keys are one pool's, each in an order of its own, where there are many."""
-    shared = max(1, min(tokens, 262_144 // keys * 4))
-    pages, table = pool(layout, shared, keys, 32)
-    slots = torch.arange(tokens)
-    table = torch.stack([table[n % shared].roll(n) for n in range(tokens)])
-    return *queries(layout, tokens), pages, table, slots, torch.full((tokens,), keys), keys
-
-
-def _turned(given: Arguments, n: int) -> Arguments:
-    """The same pages in another order: a turn may find some of them in the second cache."""
-    return *given[:4], given[4].roll(n * given[4].shape[1] // 16, 1), *given[5:]
+    """A sequence for each token."""
+    pages, table = pool(layout, tokens, keys, 32)
+    return *queries(layout, tokens), pages, table, torch.arange(tokens), torch.full((tokens,), keys), keys
 
 
 def _prefill(layout: KeyLayout) -> Arguments:

@@ -98,7 +98,7 @@ __device__ __forceinline__ void run(const Queries& q, const Stored& keys, const 
     const int most = static_cast<int>(min(longest, static_cast<i64>(width)));
     const i64* const pages = opaque(keys.table + slot * keys.per_row);
     if (first > start) __syncthreads();  // nobody reads what there was of the tokens before
-#pragma unroll
+#pragma unroll 1
     for (int i = 0; i < L::STAGES - 1; i++) {
       const i64 key = static_cast<i64>(span + i * spans) * KEYS;
       if (key < most) bring<L>(ring + i * STAGE, keys, pages, static_cast<u32>(key), most);
