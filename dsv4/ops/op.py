@@ -232,6 +232,7 @@ def all_ops() -> Mapping[str, Op[..., Any]]:
         experts,
         index,
         index_logits,
+        index_queries,
         kv,
         linear,
         mhc,
