@@ -105,7 +105,7 @@ def test_every_plan_fits(layout: KeyLayout, machine: Machine) -> None:
 
 def test_one_token_spreads_and_tokens_of_one_prompt_share() -> None:
     fp4, fp8 = KEY_LAYOUTS["fp4"], KEY_LAYOUTS["fp8"]
-    assert plan(fp4, 1, 64, 262_144, HOPPER)[:3] == (1, 1, 342)
+    assert plan(fp4, 1, 64, 262_144, HOPPER)[:3] == (1, 1, 512)
     assert plan(fp4, 64, 64, 65_536, HOPPER)[:2] == (1, 64)
     assert plan(fp4, 1024, 64, 8192, HOPPER).near == 4
     assert plan(fp8, 1024, 64, 8192, HOPPER).near == 2

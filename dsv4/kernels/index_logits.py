@@ -20,6 +20,7 @@ _KEYS: Final = 128  # of a stage
 _STAGES: Final = {"fp4": 4, "fp8": 3}
 _OPERANDS: Final = _HEADS * 128 * 2  # bytes of a token's queries
 _MOST_KEYS: Final = 2**20  # of a page
+_WIDEST: Final = 2**28
 _NEAR: Final = (4, 2, 1)
 _BLOCKS: Final = {"fp4": 4, "fp8": 3}  # of a multiprocessor, at most
 _BESIDE: Final = 3 << 10  # bytes of shared memory that a block has beside `smem`, at most
@@ -67,11 +68,11 @@ def _refuse(
         return f"q is on {q.device}"
     if q.shape[1] != _HEADS:
         return f"{q.shape[1]} heads, and {_HEADS} fit"
-    keys = layout_of(q).page_keys(pages.shape[1])
-    if pages.shape[1] % 16 or keys & (keys - 1) or not 0 < keys <= _MOST_KEYS:
-        return (
-            f"a page has {pages.shape[1]} bytes and {keys} keys, no multiple of 16 and power of two up to {_MOST_KEYS}"
-        )
+    if width > _WIDEST:
+        return f"{width} logits a token, and up to {_WIDEST} fit"
+    size, keys = pages.shape[1], layout_of(q).page_keys(pages.shape[1])
+    if size % 16 or keys & (keys - 1) or not 0 < keys <= _MOST_KEYS:
+        return f"a page of {size} bytes has {keys} keys; a multiple of 16 and a power of two up to {_MOST_KEYS} fit"
     return None
 
 

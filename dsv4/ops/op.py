@@ -226,7 +226,22 @@ def check_choices(choices: Choices) -> None:
 
 def all_ops() -> Mapping[str, Op[..., Any]]:
     """Every op by its name, from all files of this room."""
-    from dsv4.ops import attention, compress, index, index_logits, kv, linear, mhc, moe, norm, quantize, rope, sample  # noqa: F401
+    from dsv4.ops import (  # noqa: F401
+        attention,
+        compress,
+        experts,
+        index,
+        index_logits,
+        index_queries,
+        kv,
+        linear,
+        mhc,
+        moe,
+        norm,
+        quantize,
+        rope,
+        sample,
+    )
 
     return OPS
 

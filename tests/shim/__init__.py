@@ -241,7 +241,7 @@ def machine(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Kernel, "__call__", call)
         patch.setattr(rows, "multiprocessors", lambda device: 2)
-        patch.setattr(index_logits, "machine_of", lambda device: Machine(2, 228 << 10))
+        patch.setattr(index_logits, "machine_of", lambda device: Machine(1, 228 << 10))
         patch.setattr(tiles, "_made", lambda *given: struct.pack("6Q80x", *given))
         patch.setattr(torch, "empty", poisoned)
         yield ran

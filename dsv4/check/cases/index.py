@@ -28,10 +28,10 @@ def cases() -> Iterator[Case]:
         case = partial(
             Case, op=index_logits, tokens=(0, 1, 2, 5, 6), bounds=NEAR, oracle=exact, oracle_bounds=NEAR, moved=moved
         )  # fmt: skip
-        for tokens, width, page in ((1, 64, 64), (3, 192, 32), (8, 320, 64), (20, 128, 32), (1, 1216, 32), (5, 64, 16)):
+        for tokens, width, page in ((1, 64, 64), (3, 192, 32), (8, 192, 64), (20, 64, 32), (1, 1216, 32), (5, 640, 16)):
             make = partial(given, layout, tokens, width, page)
             yield case(name=f"{name} {tokens} x {width} pages of {page}", make=make)
-        for change in (_visible, _one_sequence, _parted, _signs, _zeros, _spread, _nan_keys, _nan_queries, _scales):
+        for change in CHANGES:
             yield case(name=f"{name} {change.__doc__}", make=partial(_changed, change, layout))
         yield case(name=f"{name} no token", make=partial(given, layout, 0, 64, 32))
         yield case(name=f"{name} pages of 3", make=partial(given, layout, 2, 64, 3), refusable=True)
@@ -46,10 +46,8 @@ def _timed(case: Any, layout: KeyLayout) -> Iterator[Case]:
     for keys in LENGTHS:
         for tokens in (1, 64):
             make, flops = partial(_decode, layout, tokens, keys), 2 * tokens * keys * HEADS * 128
-            yield case(
-                name=f"{name} {keys} keys {tokens}", make=make, size="big", bench=f"{name} {keys} keys", flops=flops,
-                oracle=None, turn=_turned,
-            )  # fmt: skip
+            label = f"{name} {keys} keys"
+            yield case(name=f"{label} {tokens}", make=make, size="big", bench=label, flops=flops, oracle=None)
     tokens, keys = PREFILL
     make, flops = partial(_prefill, layout), 2 * tokens * keys * HEADS * 128
     yield case(name=f"{name} prefill", make=make, size="big", bench=f"{name} prefill", flops=flops, oracle=None)
@@ -168,6 +166,19 @@ def _zeros(layout: KeyLayout, *of: Any) -> Arguments:
     return q, q_scales, weights, pages, *rest
 
 
+def _small(layout: KeyLayout, *of: Any) -> Arguments:
+    """scales of 2^-26 and less"""
+    q_scales, pages, edge = of[1], of[3], 32 * layout.data_bytes
+    if layout == FP4_KEYS:
+        q_scales[:] = torch.tensor([101, 99, 98, 92], dtype=torch.uint8)
+        pages[:, edge : edge + 128] = torch.tensor([97, 101, 95, 100], dtype=torch.uint8).repeat(32)
+    else:
+        q_scales[:], pages[:, edge : edge + 128] = (
+            torch.tensor([1.37 * 2.0**-26]).view(torch.uint8).repeat(n) for n in (1, 32)
+        )
+    return of
+
+
 def _spread(layout: KeyLayout, *of: Any) -> Arguments:
     """blocks of very different size"""
     q, q_scales, weights, pages, *rest = of
@@ -213,18 +224,15 @@ def _scales(layout: KeyLayout, *of: Any) -> Arguments:
     return of
 
 
+CHANGES: Final = (
+    _visible, _one_sequence, _parted, _signs, _zeros, _small, _spread, _nan_keys, _nan_queries, _scales,
+)  # fmt: skip
+
+
 def _decode(layout: KeyLayout, tokens: int, keys: int) -> Arguments:
-    """A sequence for each token; their keys are one pool's, each in an order of its own, where there are many."""
-    shared = max(1, min(tokens, 262_144 // keys * 4))
-    pages, table = pool(layout, shared, keys, 32)
-    slots = torch.arange(tokens)
-    table = torch.stack([table[n % shared].roll(n) for n in range(tokens)])
-    return *queries(layout, tokens), pages, table, slots, torch.full((tokens,), keys), keys
-
-
-def _turned(given: Arguments, n: int) -> Arguments:
-    """The same pages in another order: a turn may find some of them in the second cache."""
-    return *given[:4], given[4].roll(n * given[4].shape[1] // 16, 1), *given[5:]
+    """A sequence for each token."""
+    pages, table = pool(layout, tokens, keys, 32)
+    return *queries(layout, tokens), pages, table, torch.arange(tokens), torch.full((tokens,), keys), keys
 
 
 def _prefill(layout: KeyLayout) -> Arguments:

@@ -6,9 +6,10 @@
 // Why FP16: mma.sync in E4M3 is an instruction of sm_120a alone. Elsewhere the compiler converts both operands at every
 //         product and multiplies in FP16. Converted once they cost less, and FP16 has room for the scales of FP4: products
 //         of E2M1 and of E4M3 are exact, and the sums are those of FP32, not the 14 bits of Hopper's E4M3.
-// Form    32 keys of a warp are the rows of mma.m16n8k16, eight heads its columns. Keys come by cp.async through a ring, 128 a
-//         stage, and are widened in registers; queries wait in shared memory as operands, for one token or a few. Relu,
-//         weight and the sum over heads stay in registers.
+// Form    32 keys of a warp are the rows of mma.m16n8k16, eight heads its columns. Keys come by cp.async through a ring, 128
+//         a stage, and are widened in registers; queries wait in shared memory as operands, for one token or a few. Relu,
+//         weight and the sum over heads stay in registers. For one token and FP4 a warp's 32 keys take about 820
+//         instructions on sm_90a, 128 of them products: 250 widen, 90 bring the next keys. More tokens share those.
 // Order   a lane's columns ascending, all 128 in one chain; heads 8 j + 2 t and 8 j + 2 t + 1, j ascending; then t by two
 //         exchanges. So a logit's bits are its own, whatever the width, the batch and the launch.
 // Spread  a block has up to `near` tokens that follow each other, and of 128 keys at a time every `spans`-th lot. Tokens of
@@ -35,30 +36,38 @@ struct Queries {
   const float* weights;
 };
 
-// The keys of a stage on their way, each thread its pieces and the scales of one key.
+// What a thread brings of the keys of a stage: its pieces, and the scales of one key. All pages are looked up at once,
+// which they would not be among copies.
 template <class L>
-__device__ __forceinline__ void bring(u8* stage, const Stored& keys, const i64* pages, u32 first, u32 most) {
-  static_assert(KEYS == THREADS);
-  constexpr int PIECES = L::BYTES / 16;
-  const u32 mask = (1u << keys.shift) - 1, piece = threadIdx.x % PIECES;
-  u32 key[PIECES + 1], page[PIECES + 1];  // the last one's scales
+struct Bringing {
+  static constexpr int PIECES = L::BYTES / 16;
+  u32 page[PIECES + 1];
+
+  __device__ static u32 key(int i) { return i < PIECES ? threadIdx.x / PIECES + i * (THREADS / PIECES) : threadIdx.x; }
+
+  __device__ void look_up(const Stored& keys, const i64* pages, u32 first, u32 most) {
+    static_assert(KEYS == THREADS);
 #pragma unroll
-  for (int i = 0; i <= PIECES; i++) {  // all of these loads at once: copies would keep their places among them
-    key[i] = i < PIECES ? threadIdx.x / PIECES + i * (THREADS / PIECES) : threadIdx.x;
-    const u32 n = first + key[i];
-    page[i] = *reinterpret_cast<const u32*>(pages + ((n < most ? n : first) >> keys.shift));
-  }
-#pragma unroll
-  for (int i = 0; i <= PIECES; i++) {
-    const u32 n = first + key[i], slot = n & mask;
-    const u8* const from = keys.pages + static_cast<u64>(page[i]) * keys.page_bytes;
-    if (i < PIECES) {
-      copy_async<16>(stage + L::place(key[i], piece), from + slot * L::BYTES + piece * 16, n < most);
-    } else {
-      copy_async<4>(stage + KEYS * L::BYTES + 4 * key[i], from + (L::BYTES << keys.shift) + slot * 4, n < most);
+    for (int i = 0; i <= PIECES; i++) {
+      const u32 n = first + key(i);
+      page[i] = n < most ? *reinterpret_cast<const u32*>(pages + (n >> keys.shift)) : 0;
     }
   }
-}
+
+  __device__ void copy(u8* stage, const Stored& keys, u32 first, u32 most) const {
+    const u32 mask = (1u << keys.shift) - 1, piece = threadIdx.x % PIECES;
+#pragma unroll
+    for (int i = 0; i <= PIECES; i++) {
+      const u32 n = first + key(i), slot = n & mask;
+      const u8* const from = keys.pages + static_cast<u64>(page[i]) * keys.page_bytes;
+      if (i < PIECES) {
+        copy_async<16>(stage + L::place(key(i), piece), from + slot * L::BYTES + piece * 16, n < most);
+      } else {
+        copy_async<4>(stage + KEYS * L::BYTES + 4 * key(i), from + (L::BYTES << keys.shift) + slot * 4, n < most);
+      }
+    }
+  }
+};
 
 // A token's queries and weights to where the lanes look.
 template <class L>
@@ -98,10 +107,13 @@ __device__ __forceinline__ void run(const Queries& q, const Stored& keys, const 
     const int most = static_cast<int>(min(longest, static_cast<i64>(width)));
     const i64* const pages = opaque(keys.table + slot * keys.per_row);
     if (first > start) __syncthreads();  // nobody reads what there was of the tokens before
+    Bringing<L> early[L::STAGES - 1];
+#pragma unroll
+    for (int i = 0; i < L::STAGES - 1; i++)
+      early[i].look_up(keys, pages, (span + i * spans) * KEYS, most);
 #pragma unroll
     for (int i = 0; i < L::STAGES - 1; i++) {
-      const i64 key = static_cast<i64>(span + i * spans) * KEYS;
-      if (key < most) bring<L>(ring + i * STAGE, keys, pages, static_cast<u32>(key), most);
+      early[i].copy(ring + i * STAGE, keys, (span + i * spans) * KEYS, most);
       copies_commit();
     }
     if (threadIdx.x < count)
@@ -109,14 +121,17 @@ __device__ __forceinline__ void run(const Queries& q, const Stored& keys, const 
 #pragma unroll 1
     for (int i = 0; i < count; i++) widen_queries<L>(operands + i * OPERANDS, weights[i], q, first + i);
     int stage = 0;
-    for (i64 key = static_cast<i64>(span) * KEYS; key < width; key += static_cast<i64>(spans) * KEYS) {
+    for (int key = span * KEYS; key < width; key += spans * KEYS) {
       copies_wait<L::STAGES - 2>();
       __syncthreads();  // all have what they copied, and are through with the stage before
-      const i64 next = key + static_cast<i64>(L::STAGES - 1) * spans * KEYS;
-      if (next < most)
-        bring<L>(ring + (stage ? stage - 1 : L::STAGES - 1) * STAGE, keys, pages, static_cast<u32>(next), most);
+      const int next = key + (L::STAGES - 1) * spans * KEYS;
+      if (next < most) {
+        Bringing<L> then;
+        then.look_up(keys, pages, next, most);
+        then.copy(ring + (stage ? stage - 1 : L::STAGES - 1) * STAGE, keys, next, most);
+      }
       copies_commit();
-      const int n = static_cast<int>(key) + warp * WARP_KEYS, own = n + 8 * t + g;
+      const int n = key + warp * WARP_KEYS, own = n + 8 * t + g;
       Keys held;
       if (n < most) load<L>(held, ring + stage * STAGE, warp * WARP_KEYS, g, t);
 #pragma unroll 1
@@ -134,12 +149,13 @@ __device__ __forceinline__ void run(const Queries& q, const Stored& keys, const 
 
 }  // namespace index_logits
 
-#define INDEX_LOGITS(NAME, L, BLOCKS)                                                                                   \
+#define INDEX_LOGITS(NAME, L, BLOCKS)                                                                             \
   extern "C" __global__ void __launch_bounds__(index_logits::THREADS, BLOCKS) NAME(                               \
       const u8* q, const u8* q_scales, const float* weights, const u8* pages, int page_bytes, int shift,          \
       const i64* table, i64 per_row, const i64* slots, const i64* visible, int tokens, int width, int near,       \
       int groups, int spans, float* logits) {                                                                     \
-    index_logits::run<index_logits::L>({q, q_scales, weights}, {pages, static_cast<u32>(page_bytes), shift, table, per_row}, slots, \
+    index_logits::run<index_logits::L>({q, q_scales, weights},                                                    \
+                                       {pages, static_cast<u32>(page_bytes), shift, table, per_row}, slots,       \
                                        visible, tokens, width, near, groups, spans, logits);                      \
   }
 

@@ -1,5 +1,5 @@
-// In place of csrc/common/mma_half.cuh on the host: the lanes of a warp lay down their registers, and each takes what is its
-// own. Written from the layouts of the PTX manual, mma.m16n8k16.
+// In place of csrc/common/mma_half.cuh on the host: the lanes of a warp lay down their registers, and each takes what is
+// its own. Written from the layouts of the PTX manual, mma.m16n8k16.
 #pragma once
 #include "common/half.cuh"
 

@@ -1,7 +1,7 @@
 // Logits of index keys: how keys and queries lie in shared memory and in lanes, and what a warp makes of 32 keys.
 //
-// Lane 4 g + t multiplies keys g and g + 8 of a tile with heads 2 t and 2 t + 1 of eight. The order of columns in a sum is free
-// as long as keys and queries have the same: a lane has 32 columns of a vector that lie together, or twice 16.
+// Lane 4 g + t multiplies keys g and g + 8 of a tile with heads 2 t and 2 t + 1 of eight. The order of columns in a sum is
+// free as long as keys and queries have the same: a lane has 32 columns of a vector that lie together, or twice 16.
 #pragma once
 #include "common/half.cuh"
 #include "common/mma_half.cuh"
@@ -12,10 +12,10 @@ constexpr int HEADS = 64, STEPS = 8, TILES = 2, WARP_KEYS = 16 * TILES, WARPS = 
 constexpr int KEYS = WARPS * WARP_KEYS;              // of a stage
 constexpr int OPERANDS = HEADS / 8 * STEPS / 2 * 32;  // of a token's queries, 16 bytes each
 
-// E2M1 under a UE8M0 scale for 32: lane t has block t. Its numbers are multiplied by a power of two on their way to FP16, and
-// the sums of a vector by `factor`. Scales of 2^-19 to 2^5 have multipliers of their own, whatever stands beside them. Where
-// one of the four is another, the highest counts as 2 and the others as what they are to it: exactly, down to 2^-24 of it;
-// below, numbers are rounded to that, and zeros below 2^-29.
+// E2M1 under a UE8M0 scale for 32: lane t has block t. Its numbers are multiplied by a power of two on their way to FP16,
+// and the sums of a vector by `factor`. Where all four scales are 2^-19 to 2^5 each has a multiplier of its own, exactly.
+// Else the highest counts as 2 and the others as what they are to it: exactly, down to 2^-24 of it; below, numbers are
+// rounded to that, and zeros below 2^-29.
 struct Fp4 {
   static constexpr int BYTES = 64, STAGES = 4, PIECES = 1;
   static constexpr u32 LEAST = 108, MOST = 132, TWICE = 0x00010001u;

@@ -2,8 +2,8 @@
 #pragma once
 #include "common/device.cuh"
 
-// d += the products; lane 4 g + t holds columns 2 t, 2 t + 1 in the first words and 8 more in the others: a of rows g, g + 8,
-// g, g + 8, b of row g. The sums of rows g and g + 8 with 2 t and 2 t + 1 of b are d.
+// d += the products; lane 4 g + t holds columns 2 t, 2 t + 1 in the first words and 8 more in the others: a of rows g,
+// g + 8, g, g + 8, b of row g. The sums of rows g and g + 8 with 2 t and 2 t + 1 of b are d.
 __device__ __forceinline__ void mma_half(float (&d)[4], const u32 (&a)[4], u32 b_low, u32 b_high) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
