@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dsv4 import kernels
 from dsv4.cache.layout import cache_bytes
 from dsv4.cache.paged import Paged
 from dsv4.cache.stored import StoredLayer
@@ -22,6 +24,7 @@ from dsv4.engine.request import Sampling
 from dsv4.errors import ConfigError
 from dsv4.llm import EMBEDDED, LLM
 from dsv4.model.model import Model
+from dsv4.ops.op import counts, forget_counts, use
 from dsv4.quant.index_keys import FP4_KEYS, FP8_KEYS
 from dsv4.quant.kv_rows import KvRow
 from tests.exact import OPTIONS, Rig, same
@@ -166,3 +169,65 @@ def test_the_embedded_model_says_the_same(question: str) -> None:
             [(delta.token, delta.hash) for delta in llm.generate(prompt, Sampling(temperature=0, max_tokens=24))]
         )
     assert said[0] == said[1]
+
+
+# --- on a GPU -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def on_gpu(stored: Rig) -> Rig:
+    weights = {name: weight.to("cuda") for name, weight in stored.weights.items()}
+    return Rig(stored.config, weights, options=replace(stored.options, device="cuda"))
+
+
+@pytest.fixture
+def by_kernels() -> Iterator[None]:
+    kernels.install()
+    with use({"*": "auto"}):  # an op without a kernel is an error
+        yield
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("by_kernels")
+def test_a_step_runs_kernels_alone(on_gpu: Rig) -> None:
+    forget_counts()
+    on_gpu.pieces(on_gpu.store(), (290, 291, 300))
+    on_gpu.model.logits(on_gpu.run(on_gpu.store(), (0, on_gpu.ids[:2]))[0])
+    ran = counts()
+    assert {name: how for name, how in ran.items() if "reference" in how} == {}
+    assert {"attend", "compress_keys", "compress_kv", "matmul", "shared_input", "stored_moe", "write_kv"} <= ran.keys()
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("by_kernels")
+def test_kernels_say_what_references_say(on_gpu: Rig, stored: Rig) -> None:
+    """As near as sums in another order leave it, behind five layers whose roundings they turn now and then."""
+    found = on_gpu.run(on_gpu.store(), (0, on_gpu.ids))[0].cpu().flatten(1).double()
+    wanted = stored.run(stored.store(), (0, stored.ids))[0].flatten(1).double()
+    assert torch.nn.functional.cosine_similarity(found, wanted).min() > 0.99
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("by_kernels")
+@pytest.mark.parametrize("ends", [(1, 2, 3, 300), (127, 128, 129, 300), (7, 100, 255, 256, 300), (299, 300)])
+def test_pieces_equal_the_whole_on_a_gpu(ends: tuple[int, ...], on_gpu: Rig) -> None:
+    whole = on_gpu.run(on_gpu.store(), (0, on_gpu.ids))[0]
+    assert same(on_gpu.pieces(on_gpu.store(), ends), whole)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("by_kernels")
+def test_a_sequence_beside_others_equals_itself_alone_on_a_gpu(on_gpu: Rig) -> None:
+    test_a_sequence_beside_others_equals_itself_alone(on_gpu)
+    test_rewound_equals_never_written(on_gpu)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("by_kernels")
+def test_chosen_entries_on_a_gpu(tmp_path: Path) -> None:
+    """Where the indexer has to choose: pieces equal the whole."""
+    given = rig(tmp_path / "model", index_topk=16)
+    weights = {name: weight.to("cuda") for name, weight in given.weights.items()}
+    made = Rig(given.config, weights, options=replace(OPTIONS, stored=True, device="cuda"))
+    whole = made.run(made.store(), (0, made.ids))[0]
+    assert same(made.pieces(made.store(), (90, 91, 92, 210, 300)), whole)
