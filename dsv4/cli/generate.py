@@ -23,6 +23,7 @@ from dsv4.cli.options import (
     MinP,
     ModelPath,
     Numerics,
+    Stored,
     System,
     Temperature,
     TopK,
@@ -61,6 +62,7 @@ def generate(
     dtype: Dtype = "bfloat16",
     device: Device = "cpu",
     kernels: Kernels = "reference",
+    stored: Stored = False,
     force: Force = None,
     draft: Draft = None,
     max_context: Annotated[int, typer.Option(help="positions per sequence")] = 4096,
@@ -73,6 +75,7 @@ def generate(
         max_context=max_context,
         draft_tokens=draft,
         kernels=choices(kernels, force),
+        stored=stored,
     )
     asked: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     asked = {name: value for name, value in asked.items() if value is not None}

@@ -31,6 +31,9 @@ Kernels = Annotated[
     Literal["reference", "covered", "auto", "unfused"],
     typer.Option(help="covered: where there are any; auto: nothing else"),
 ]
+Stored = Annotated[
+    bool, typer.Option("--stored", help="activations, caches and experts in bytes, which kernels take; else simulated")
+]
 Force = Annotated[list[str] | None, typer.Option(help="OP=CHOICE for one op; repeatable")]
 Draft = Annotated[int | None, typer.Option(help="tokens to guess each step with the draft; 0: none")]
 KeyFile = Annotated[Path | None, typer.Option(help="a file with the server's key")]

@@ -14,7 +14,7 @@ from rich.console import Console
 from dsv4 import settings
 from dsv4.checkpoint.hub import find_model
 from dsv4.cli import config_file
-from dsv4.cli.options import Device, Dialect, Draft, Dtype, Force, Kernels, ModelName, Numerics, choices
+from dsv4.cli.options import Device, Dialect, Draft, Dtype, Force, Kernels, ModelName, Numerics, Stored, choices
 from dsv4.cli.progress import byte_bar
 from dsv4.config import EngineOptions
 from dsv4.errors import ConfigError
@@ -69,6 +69,7 @@ def serve(
     dtype: Dtype = "bfloat16",
     device: Device = "cpu",
     kernels: Kernels = "reference",
+    stored: Stored = False,
     force: Force = None,
     draft: Draft = None,
 ) -> None:
@@ -84,6 +85,7 @@ def serve(
         prefill_chunk=prefill_chunk,
         draft_tokens=draft,
         kernels=choices(kernels, force),
+        stored=stored,
     )
     key = _key(api_key, api_key_file)
     if print_config:
