@@ -376,7 +376,7 @@ class Resolved:
             ("layers", f"{c.num_hidden_layers} ({layers}), draft {c.draft or 'none'}"),
             ("width", f"{c.hidden_size}, {c.num_attention_heads} heads of {c.head_dim}"),
             ("experts", f"{c.n_routed_experts}, {c.num_experts_per_tok} a token, and 1 shared"),
-            ("numerics", f"{o.numerics}, activations {o.dtype}, {'stored' if o.stored else 'simulated'}, on {o.device}"),
+            ("numerics", f"{o.numerics}, activations {o.dtype}{', in bytes' if o.stored else ''}, on {o.device}"),
             ("context", f"{o.max_context} positions, {o.max_sequences} sequences, prefill by {o.prefill_chunk}"),
         )
         rows = self.facts + own
