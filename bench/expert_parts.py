@@ -53,7 +53,7 @@ def main() -> None:
     asked = parser.parse_args()
     prepare()
     device = torch.device("cuda", 0)
-    for case in timed("experts", only=asked.case):
+    for case in timed("moe", op="stored_moe", only=asked.case):
         given = placed(case.make(), device)
         assert case.turn
         sets = [parts(case.turn(given, number)) for number in range(TURNS if len(given[0]) <= 64 else 1)]

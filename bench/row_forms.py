@@ -15,7 +15,7 @@ from dsv4.bench.ops import measure, record, timed
 from dsv4.check.contract import Case
 from dsv4.kernels import moe, norm, quantize, rows
 
-FORMS = (("norm", norm, (1, 2)), ("quantize", quantize, (1, 2)), ("swiglu", moe, (1, 2)))
+FORMS = (("norm", None, norm, (1, 2)), ("quantize", None, quantize, (1, 2)), ("moe", "swiglu_quant", moe, (1, 2)))
 THREADS = {"512": 512, "1024": 1024, "1536": 1536, "2048": 2048, "all": 1 << 30}
 
 
@@ -35,8 +35,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--json", type=Path, help="append one line for each case to this file")
     asked = parser.parse_args()
-    for family, module, some in FORMS:
-        for case in timed(family):
+    for family, op, module, some in FORMS:
+        for case in timed(family, op=op):
             if case.name.endswith(" 1"):
                 continue
             found = {

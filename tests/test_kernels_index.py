@@ -21,8 +21,8 @@ from tests.shim.build import on_hopper
 from tests.shim.everyday import played, problems
 
 HOPPER, SMALLEST = Machine(132, 228 << 10), Machine(170, 100 << 10)
-SMALL = [label for label, case in played("index").items() if case.size == "small" and "no token" not in label]
-FULL = [label for label, case in played("index").items() if case.size == "full"]
+SMALL = [label for label, case in played("index_logits").items() if case.size == "small" and "no token" not in label]
+FULL = [label for label, case in played("index_logits").items() if case.size == "full"]
 BOTH = pytest.mark.parametrize("layout", KEY_LAYOUTS.values(), ids=lambda one: one.name)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,27 +18,29 @@ from tests import shim
 from tests.shim.build import CSRC, on_hopper
 from tests.shim.probes import PROBES
 
-TENSOR_CORES = ("linear", "grouped", "mixed", "experts")  # families of kernels that threads cannot play
-PLAYED = ("attend", "index")  # those that they can where the machine's headers are those of tests/shim/hopper
+# Ops whose kernels threads cannot play, and those that they can with the headers of tests/shim/hopper.
+TENSOR_CORES = ("grouped_linear", "grouped_scaled_matmul", "linear", "scaled_matmul", "shared_input", "stored_moe")
+PLAYED = ("attend", "attend_quant", "index_logits")
+
+
+def _listed() -> Iterator[Case]:
+    kernels.install()
+    return (case for family in FAMILIES.values() for case in family())
 
 
 @cache
 def cases(*sizes: Size) -> dict[str, Case]:
-    """Cases of families by their labels, but those that the kernels may refuse and do. No size: the small ones."""
-    kernels.install()
+    """Cases of ops by their labels, but those that the kernels may refuse and do. No size: the small ones."""
     with shim.posing():
-        simple = [
-            case for name, family in FAMILIES.items() if name not in (*TENSOR_CORES, *PLAYED) for case in family()
-        ]
+        simple = [case for case in _listed() if case.op.name not in (*TENSOR_CORES, *PLAYED)]
         listed = [case for case in simple if case.size in (sizes or ("small",))]
         return {case.label: case for case in listed if not (case.refusable and _refused(case))}
 
 
 @cache
-def played(*families: str) -> dict[str, Case]:
-    """The everyday cases of these families of PLAYED, or of all."""
-    kernels.install()
-    listed = [case for name in families or PLAYED for case in FAMILIES[name]()]
+def played(*ops: str) -> dict[str, Case]:
+    """The everyday cases of these ops of PLAYED, or of all."""
+    listed = [case for case in _listed() if case.op.name in (ops or PLAYED)]
     return {case.label: case for case in listed if case.size in ("small", "full") and not case.refusable}
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
+from types import ModuleType
 from typing import Final
 
 from dsv4.check.cases import (
@@ -28,25 +30,23 @@ from dsv4.check.cases import (
 from dsv4.check.contract import Case
 from dsv4.errors import RequestError
 
+
+def _of(*files: ModuleType) -> Callable[[], Iterator[Case]]:
+    return lambda: chain.from_iterable(file.cases() for file in files)
+
+
 FAMILIES: Final[Mapping[str, Callable[[], Iterator[Case]]]] = {
-    "norm": norm.cases,
-    "quantize": quantize.cases,
-    "swiglu": swiglu.cases,
-    "rope": rope.cases,
-    "kv": kv.cases,
-    "attend": attend.cases,
-    "compress": compress.cases,
-    "index": index.cases,
-    "queries": queries.cases,
-    "select": select.cases,
-    "mhc": mhc.cases,
-    "linear": linear.cases,
-    "grouped": grouped.cases,
-    "mixed": mixed.cases,
-    "matmul": matmul.cases,
-    "head": head.cases,
-    "route": route.cases,
-    "experts": experts.cases,
+    "norm": _of(norm),
+    "quantize": _of(quantize),
+    "rope": _of(rope),
+    "kv": _of(kv),
+    "mhc": _of(mhc),
+    "linear": _of(linear, grouped, mixed, matmul),
+    "head": _of(head),
+    "moe": _of(swiglu, route, experts),
+    "compress": _of(compress),
+    "index": _of(queries, index, select),
+    "attention": _of(attend),
 }
 
 

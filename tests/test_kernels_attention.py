@@ -19,8 +19,12 @@ from tests.shim.build import on_hopper
 from tests.shim.everyday import played, problems
 
 WHOLE = 227 << 10  # bytes of shared memory that a block can have
-SMALL = [label for label, case in played("attend").items() if case.size == "small" and case.name != "no token"]
-FULL = [label for label, case in played("attend").items() if case.size == "full"]
+SMALL = [
+    label
+    for label, case in played("attend", "attend_quant").items()
+    if case.size == "small" and case.name != "no token"
+]
+FULL = [label for label, case in played("attend", "attend_quant").items() if case.size == "full"]
 
 
 @pytest.mark.parametrize("label", SMALL)
