@@ -40,10 +40,10 @@ demo: $(VENV)/.ready
 
 # A file stays with one worker: what its tests share is made once, and so are the kernels that it compiles.
 test: lint
-	$(TEST_VENV)/bin/python -m pytest -n auto --dist loadfile
+	$(TEST_VENV)/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 ci: lint
-	$(TEST_VENV)/bin/python -m pytest -n auto --dist loadfile -m "not gpu" --durations=10
+	$(TEST_VENV)/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not gpu" --durations=10
 
 soak: $(TEST_VENV)/.ready
 	$(TEST_VENV)/bin/python -m tests.soak --requests $(REQUESTS) --out $(SOAK)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsv4.model.attention import _compressor
+from dsv4.model.attention import compressor_of
 from dsv4.model.batch import Segment, Steps, make_batch
 from dsv4.model.layers import Scope
 from dsv4.ops.compress import (
@@ -65,7 +65,7 @@ def pooled(x: Tensor, weights: dict[str, Tensor], ratio: int) -> Tensor:
 def test_pooling_is_its_definition(ratio: int, device: str) -> None:
     """Both halves of the overlapped ratio, a position bias in the score alone, a softmax for every channel."""
     x, given = normal("x", 3 * ratio, 16), stored(ratio)
-    weights = _compressor(Scope({f"c.{name}": weight.to(device) for name, weight in given.items()}, "c."))
+    weights = compressor_of(Scope({f"c.{name}": weight.to(device) for name, weight in given.items()}, "c."))
     terms = compressor_terms(x.to(device), weights, torch.arange(len(x), device=device))
     tokens = block_tokens(torch.arange(ratio - 1, len(x), ratio, device=device), ratio)
     entries = pool(terms[tokens.clamp(min=0)], tokens, ratio, torch.float32)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsv4.model.attention import _compressor
+from dsv4.model.attention import compressor_of
 from dsv4.model.layers import Scope
 from dsv4.ops.attention import sparse_attention, window_positions
 from dsv4.ops.compress import compressor_terms, finish_entry, pool
@@ -46,7 +46,7 @@ def mixer(device: str, site: str, rows: int) -> Any:
 
 
 def compressor(device: str) -> Any:
-    return _compressor(
+    return compressor_of(
         scope(device, wkv__weight=normal("a", 48, 48), wgate__weight=normal("b", 48, 48), ape=normal("c", 4, 48),
               norm__weight=normal("d", 24))
     )  # fmt: skip

@@ -24,9 +24,9 @@ __device__ __forceinline__ int lanes_sum(int v) {
 }
 
 // chosen [tokens, k], route [tokens, k]; x [tokens, blocks, 128], x_scale [tokens, blocks]. Block `experts` is the shared
-// one's. total: how many groups there are. group [groups, 4]: expert, the first group of that expert, how many it has,
-// how many tokens this one has. pair [groups, wide]: token * (k + 1) + its place among the token's experts, -1 for nobody;
-// weight alike; image [groups, blocks, wide, 128] and scale [groups, blocks, wide].
+// one's. total: how many groups there are. group [groups, 4]: expert, the first group of that expert, how many groups and
+// how many tokens it has. pair [groups, wide]: token * (k + 1) + its place among the token's experts, -1 for nobody; weight
+// alike; image [groups, blocks, wide, 128] and scale [groups, blocks, wide].
 extern "C" __global__ void __launch_bounds__(512, 2)
     expert_tokens(const i64* chosen, const float* route, const u8* x, const u8* x_scale, int tokens, int k, int blocks,
                   int experts, int wide, int* total, int* group, int* pair, float* weight, u8* image, float* scale) {
@@ -64,7 +64,7 @@ extern "C" __global__ void __launch_bounds__(512, 2)
   const int groups = (count[expert] + wide - 1) / wide;
   if (!groups) return;
   for (int i = threadIdx.x; i < groups; i += THREADS)
-    reinterpret_cast<int4*>(group)[first + i] = make_int4(expert, first, groups, min(wide, count[expert] - i * wide));
+    reinterpret_cast<int4*>(group)[first + i] = make_int4(expert, first, groups, count[expert]);
   const i64 place = static_cast<i64>(first) * wide;
   for (int i = count[expert] + threadIdx.x; i < groups * wide; i += THREADS) pair[place + i] = -1, weight[place + i] = 0;
   if (shared) {

@@ -20,7 +20,7 @@ struct Work {
   int experts;           // routed ones; the shared one has this number
   const u8* x;           // [groups, blocks, NT * 128]
   const float* x_scale;  // [groups, blocks, NT]
-  const int4* group;     // expert, its first group, how many it has, how many tokens this one has
+  const int4* group;     // expert, its first group, how many groups and how many tokens it has
   const int* total;      // groups that there are
   int most;              // groups that there is room for
   int heights;           // tasks of a group
@@ -31,19 +31,19 @@ struct Work {
 // What a block does at a time: the rows of one height of an expert for one group. Groups of an expert follow each other
 // closely, so that its weights are still in the second cache.
 struct Task {
-  int group, height, expert, tokens;
+  int group, height, expert, tokens;  // tokens: of the expert, from those of this group on
 };
 
-// Of number `i`; false if there is none. Both loads are on their way at once. LISTED: what they read stands in memory.
+// Of number `i`; false if there is none. wide: tokens of a group. Both loads are on their way at once. LISTED: what they read stands in memory.
 template <bool LISTED>
-__device__ __forceinline__ bool find(Task& task, const Work& m, int i) {
+__device__ __forceinline__ bool find(Task& task, const Work& m, int i, int wide) {
   const int near = i / m.heights;
   const int4* const at = m.group + min(near, m.most - 1);
   const int4 of = LISTED ? load_fresh(at) : *at;
   if (near >= (LISTED ? load_fresh(m.total) : *m.total)) return false;
   const int further = i - of.y * m.heights;
   task.height = further / of.z, task.group = of.y + further % of.z, task.expert = of.x;
-  task.tokens = of.w;
+  task.tokens = of.w - further % of.z * wide;
   return true;
 }
 
@@ -69,12 +69,12 @@ struct Cursor {
   int number, piece = 0, block = 0;
   bool more;
 
-  __device__ explicit Cursor(const Work& of) : m(of), number(blockIdx.x) { more = find<LISTED>(task, m, number); }
+  __device__ explicit Cursor(const Work& of) : m(of), number(blockIdx.x) { more = find<LISTED>(task, m, number, 0); }
   __device__ void next() {
     if (++block < m.blocks) return;
     block = 0;
     if (++piece < m.span) return;
     piece = 0, number += gridDim.x;
-    more = find<LISTED>(task, m, number);
+    more = find<LISTED>(task, m, number, 0);
   }
 };

@@ -159,7 +159,7 @@ __device__ __forceinline__ void run(const Work& m, const Ring<F, K, RESIDENT>& r
   const Lane lane;
   Task task;
   Turn turn;
-  for (int i = blockIdx.x; find<LISTED>(task, m, i); i += gridDim.x) {
+  for (int i = blockIdx.x; find<LISTED>(task, m, i, F::NT); i += gridDim.x) {
     if (F::MANY && task.tokens <= F::NT / 2) {
       work<F::MANY ? F::D / 2 : F::D>(m, ring, task, lane, turn, end);
     } else {
