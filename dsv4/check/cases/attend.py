@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from dsv4.check.cases.inputs import BF16, INF, normal
 from dsv4.check.cases.quantize import searched
 from dsv4.check.cases.rope import turn
-from dsv4.check.contract import Arguments, Case, Property
+from dsv4.check.contract import Arguments, Case, Property, Size
 from dsv4.check.metrics import METRICS, Bound, Bounds, leaves
 from dsv4.ops.attention import attend, attend_quant
 from dsv4.ops.kv import read_kv
@@ -40,6 +40,9 @@ SMALL = (  # heads, and entries of both lists
     (4, 128, 128),
     (32, 64, 70),
 )
+LARGE: Final[tuple[tuple[int, int, Size], ...]] = (
+    (16, 512, "full"), (64, 512, "full"), (32, 1024, "full"), (128, 1024, "big"),
+)  # fmt: skip
 
 
 def cases() -> Iterator[Case]:
@@ -49,8 +52,8 @@ def cases() -> Iterator[Case]:
     )  # fmt: skip
     for heads, near, far in SMALL:
         yield case(name=f"{heads} heads, {near} + {far} rows", make=partial(given, 2, heads, near, far))
-    for heads, far in ((16, 512), (64, 512), (32, 1024), (128, 1024)):
-        yield case(name=f"{heads} heads, 128 + {far} rows", make=partial(given, 2, heads, WINDOW, far), size="full")
+    for heads, far, size in LARGE:
+        yield case(name=f"{heads} heads, 128 + {far} rows", make=partial(given, 2, heads, WINDOW, far), size=size)
     yield case(name="more chunks than strands", make=partial(given, 1, 4, 5, 2060))
     for page in (1, 3):
         yield case(name=f"pages of {page}", make=partial(given, 2, 4, 20, 9, page))
