@@ -10,6 +10,7 @@ import torch
 from dsv4.ops.quantize import hadamard, quantize_index
 from dsv4.quant.activation import fp8_simulate
 from dsv4.quant.index_keys import FP4_KEYS, FP8_KEYS, KEY_LAYOUTS, KeyLayout
+from dsv4.quant.paged import spans
 from tests.devices import normal
 
 BOTH = pytest.mark.parametrize("layout", KEY_LAYOUTS.values(), ids=lambda one: one.name)
@@ -19,7 +20,7 @@ def test_a_key_has_68_or_132_bytes() -> None:
     assert (FP4_KEYS.page_bytes(32), FP8_KEYS.page_bytes(32)) == (32 * 68, 32 * 132)
     assert (FP4_KEYS.page_bytes(5), FP8_KEYS.page_bytes(5)) == (352, 672)  # 340 and 660, up to the next 16
     for layout in KEY_LAYOUTS.values():
-        assert [layout.page_keys(layout.page_bytes(n)) for n in range(1, 300)] == list(range(1, 300))
+        assert [layout.page_rows(layout.page_bytes(n)) for n in range(1, 300)] == list(range(1, 300))
 
 
 def test_known_bytes_of_fp4() -> None:
@@ -68,7 +69,7 @@ def test_what_is_not_finite_is_nan_in_its_own_block_alone(layout: KeyLayout, bad
 @BOTH
 def test_a_page_is_numbers_then_scales(layout: KeyLayout) -> None:
     pages = torch.zeros(3, layout.page_bytes(32), dtype=torch.uint8)
-    page, data, scale = layout.spans(pages, torch.tensor([0, 31, 32, 95]))
+    page, data, scale = spans(layout, pages, torch.tensor([0, 31, 32, 95]))
     assert page.tolist() == [0, 0, 1, 2]
     assert data.tolist() == [0, 31 * layout.data_bytes, 0, 31 * layout.data_bytes]
     assert scale.tolist() == [32 * layout.data_bytes + 4 * n for n in (0, 31, 0, 31)]

@@ -27,6 +27,7 @@ from dsv4.model.model import Model
 from dsv4.ops.op import counts, forget_counts, use
 from dsv4.quant.index_keys import FP4_KEYS, FP8_KEYS
 from dsv4.quant.kv_rows import KvRow
+from dsv4.quant.paged import spans
 from tests.exact import OPTIONS, Rig, same
 
 # As the embedded model, every kind of layer, but wide enough to be packed.
@@ -118,10 +119,11 @@ def test_chosen_entries_are_those_of_unrounded_scores(tmp_path: Path) -> None:
 
 
 def rows_of(paged: Paged[Any], rows: Tensor) -> Tensor:
-    page, data, scales = paged.layout.spans(paged.pages, rows)
+    page, data, scales = spans(paged.layout, paged.pages, rows)
+    numbers, sizes = paged.layout.sizes
     found = [(int(p), int(d), int(s)) for p, d, s in zip(page, data, scales, strict=True)]
     return torch.stack([
-        torch.cat((paged.pages[p, d : d + paged.data_bytes], paged.pages[p, s : s + paged.scale_bytes]))
+        torch.cat((paged.pages[p, d : d + numbers], paged.pages[p, s : s + sizes]))
         for p, d, s in found
     ])  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Rows of bytes in pages, addressed by their numbers: row n is row n mod m of page n // m, m rows a page."""
+"""Rows of bytes in pages, read and written by their numbers as those of a tensor are."""
 
 from __future__ import annotations
 
@@ -7,37 +7,27 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from dsv4.quant.index_keys import SCALE_BYTES, KeyLayout
-from dsv4.quant.kv_rows import KvRow
+from dsv4.quant import paged
 
-Layout = TypeVar("Layout", KvRow, KeyLayout)
+Layout = TypeVar("Layout", bound=paged.Layout)
 
 
 class Paged(Generic[Layout]):
-    """Pages of one layout. Reading and writing rows moves their bytes, numbers before scales."""
+    """Pages of one layout."""
 
     def __init__(self, layout: Layout, pages: int, rows: int, device: torch.device) -> None:
         """`rows` a page."""
-        self.layout: Layout = layout
+        self.layout = layout
         self.pages = torch.zeros(pages, layout.page_bytes(rows), dtype=torch.uint8, device=device)
-        self.data_bytes = layout.row_bytes if isinstance(layout, KvRow) else layout.data_bytes
-        self.scale_bytes = layout.scale_bytes if isinstance(layout, KvRow) else SCALE_BYTES
 
     @property
     def width(self) -> int:
         """Bytes of a row."""
-        return self.data_bytes + self.scale_bytes
+        return sum(self.layout.sizes)
 
     def __getitem__(self, rows: Tensor) -> Tensor:
-        """uint8 [n, width] of rows [n]."""
-        return self.pages[self._places(rows)]
+        """uint8 [n, width] of rows [n], numbers before scales."""
+        return torch.cat(paged.read_rows(self.layout, self.pages, rows), 1)
 
     def __setitem__(self, rows: Tensor, values: Tensor) -> None:
-        self.pages[self._places(rows)] = values
-
-    def _places(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Page and byte of every byte of the rows."""
-        page, data, scales = self.layout.spans(self.pages, rows)
-        spans = ((data, self.data_bytes), (scales, self.scale_bytes))
-        bytes_ = [first.unsqueeze(1) + torch.arange(count, device=rows.device) for first, count in spans]
-        return page.unsqueeze(1), torch.cat(bytes_, 1)
+        paged.write_rows(self.layout, self.pages, rows, *values.split(self.layout.sizes, 1))

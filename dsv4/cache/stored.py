@@ -11,7 +11,7 @@ from torch import Tensor
 from dsv4.cache.layout import LayerLayout
 from dsv4.cache.live import LiveRows
 from dsv4.cache.paged import Paged
-from dsv4.quant.index_keys import FP4_KEYS, SCALE_BYTES, KeyLayout
+from dsv4.quant.index_keys import FP4_KEYS, KeyLayout
 from dsv4.quant.kv_rows import KvRow
 
 NEAR_PAGE: Final = 64  # rows of a page of windows
@@ -20,14 +20,14 @@ NEAR_PAGE: Final = 64  # rows of a page of windows
 def stored_bytes(layout: LayerLayout, points: int, rope_dims: int, key_layout: KeyLayout = FP4_KEYS) -> int:
     """Bytes that a `StoredLayer` allocates."""
     row = KvRow(layout.width, rope_dims)
-    key = key_layout.data_bytes + SCALE_BYTES if layout.indexed else 0
+    key = sum(key_layout.sizes) if layout.indexed else 0
     live = -(-layout.slots * layout.window // NEAR_PAGE) * row.page_bytes(NEAR_PAGE)
     live += layout.slots * layout.tail * layout.terms * 4
     if layout.ratio:
         live += layout.pages * row.page_bytes(layout.entries)
     if layout.indexed:
         live += layout.pages * key_layout.page_bytes(layout.entries)
-    wide = row.row_bytes + row.scale_bytes
+    wide = sum(row.sizes)
     return live + points * (layout.span * wide + layout.entries * (wide + key) + layout.block * layout.terms * 4)
 
 

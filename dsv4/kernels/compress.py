@@ -13,8 +13,9 @@ from dsv4.kernels.launch import Kernel, need
 from dsv4.kernels.rows import need_vector
 from dsv4.ops.compress import OVERLAPPED, Ring, StepTokens, compress_keys, compress_kv
 from dsv4.ops.rope import Rotation
-from dsv4.quant.index_keys import DIMS, KEY_LAYOUTS, SCALE_BYTES, KeyLayout
+from dsv4.quant.index_keys import DIMS, KEY_LAYOUTS, KeyLayout
 from dsv4.quant.kv_rows import KvRow
+from dsv4.quant.paged import Layout
 
 FEW: Final = 512  # tokens up to which one launch writes the ring too, a block of threads a token
 _STEP: Final = "p l p p p p i i p i"  # as in csrc/compress.cu
@@ -97,7 +98,7 @@ def _refuse_keys(
 ) -> str | None:
     if ape.shape[0] != OVERLAPPED:
         return f"index keys of blocks of {ape.shape[0]} tokens; kernels pool {OVERLAPPED}"
-    if not layout.page_keys(pages.shape[1]):
+    if not layout.page_rows(pages.shape[1]):
         return f"a page has {pages.shape[1]} bytes and holds no key"
     return _refuse(projected, ape, turn, ring, DIMS) or _refuse_stride(pages)
 
@@ -126,13 +127,11 @@ def _refuse_stride(pages: Tensor) -> str | None:
     return None
 
 
-def _places(pages: Tensor, layout: KvRow | KeyLayout, device: torch.device) -> tuple[Tensor | int, ...]:
+def _places(pages: Tensor, layout: Layout, device: torch.device) -> tuple[Tensor | int, ...]:
     """`Pages` of csrc/common/kv_rows.cuh."""
     need(pages, "pages", shape=(None, None), dtype=torch.uint8, device=device, contiguous=False, align=16)
     size = pages.shape[1]
-    if isinstance(layout, KvRow):
-        return pages, pages.stride(0), layout.page_rows(size), layout.row_bytes, layout.scale_bytes
-    return pages, pages.stride(0), layout.page_keys(size), layout.data_bytes, SCALE_BYTES
+    return pages, pages.stride(0), layout.page_rows(size), *layout.sizes
 
 
 def _run(

@@ -42,7 +42,7 @@ class Plan(NamedTuple):
 def plan(layout: KeyLayout, tokens: int, sequences: int, width: int, machine: Machine) -> Plan:
     """Tokens share a block where there have to be several of a sequence, if two blocks have room beside each other."""
     stages, units = _STAGES[layout.name], -(-width // _KEYS)
-    ring = stages * _KEYS * (layout.data_bytes + SCALE_BYTES)
+    ring = stages * _KEYS * sum(layout.sizes)
 
     def beside(near: int) -> int:
         return min(_BLOCKS[layout.name], machine.shared // (ring + near * _OPERANDS + _BESIDE))
@@ -70,7 +70,7 @@ def _refuse(
         return f"{q.shape[1]} heads, and {_HEADS} fit"
     if width > _WIDEST:
         return f"{width} logits a token, and up to {_WIDEST} fit"
-    size, keys = pages.shape[1], layout_of(q).page_keys(pages.shape[1])
+    size, keys = pages.shape[1], layout_of(q).page_rows(pages.shape[1])
     if size % 16 or keys & (keys - 1) or not 0 < keys <= _MOST_KEYS:
         return f"a page of {size} bytes has {keys} keys; a multiple of 16 and a power of two up to {_MOST_KEYS} fit"
     return None
@@ -99,7 +99,7 @@ def _index_logits(
     if not logits.numel():
         return logits
     form = plan(layout, tokens, len(table), width, machine_of(device))
-    shift = layout.page_keys(pages.shape[1]).bit_length() - 1
+    shift = layout.page_rows(pages.shape[1]).bit_length() - 1
     stored = (pages, pages.shape[1], shift, table, table.shape[1], slots, visible)
     sizes = (tokens, width, form.near, form.groups, form.spans)
     grid = form.groups * form.spans

@@ -30,7 +30,7 @@ def _pages(pages: Tensor, rows: Tensor, layout: KvRow, tokens: int) -> tuple[Ten
     need(pages, "pages", shape=(None, None), dtype=torch.uint8, device=rows.device, align=16)
     need(rows, "rows", shape=(tokens,), dtype=torch.int64)
     size = pages.shape[1]
-    return pages, size, layout.page_rows(size), layout.row_bytes, layout.scale_bytes, rows
+    return pages, size, layout.page_rows(size), *layout.sizes, rows
 
 
 def refuse_pages(pages: Tensor, dims: int, rope_dims: int) -> str | None:

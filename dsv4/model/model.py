@@ -11,9 +11,8 @@ from torch import Tensor
 from dsv4.cache.store import Store
 from dsv4.config import EngineOptions, ModelConfig
 from dsv4.model.batch import Batch, Segment, Steps, make_batch
-from dsv4.model.block import Block
 from dsv4.model.layers import HeadMix, Scope, expand
-from dsv4.model.stored import StoredBlock
+from dsv4.model.stored import kind_of_block
 from dsv4.ops.linear import matmul
 from dsv4.quant.rounding import NUMERICS, Numerics
 from dsv4.quant.tensor import QTensor
@@ -44,7 +43,7 @@ class Model:
         scope = Scope(weights)
         self.steps = Steps.of(config, options.device)
         self.embedding = scope.wide("embed.weight").to(self.dtype)
-        make: type[Block | StoredBlock] = StoredBlock if options.stored else Block
+        make = kind_of_block(options)
         self.blocks = [
             make(scope.sub(f"layers.{n}"), config, n, ratio, n < config.num_hash_layers, rounds(n))
             for n, ratio in enumerate(config.layer_ratios)

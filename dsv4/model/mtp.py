@@ -10,10 +10,9 @@ from torch import Tensor
 from dsv4.cache.store import AnyLayer
 from dsv4.config import EngineOptions, ModelConfig
 from dsv4.model.batch import Batch
-from dsv4.model.block import Block
 from dsv4.model.layers import HeadMix, Norm, Scope
 from dsv4.model.model import Model
-from dsv4.model.stored import StoredBlock
+from dsv4.model.stored import kind_of_block
 from dsv4.ops.linear import linear, matmul
 from dsv4.quant.rounding import NUMERICS
 from dsv4.quant.tensor import QTensor
@@ -29,8 +28,9 @@ class Mtp:
         self.main, self.rounds = main, NUMERICS[options.numerics]
         self.e_proj, self.h_proj = scope.matrix("e_proj"), scope.matrix("h_proj")
         self.enorm, self.hnorm = Norm(scope, "enorm", config), Norm(scope, "hnorm", config)
-        make: type[Block | StoredBlock] = StoredBlock if options.stored else Block
-        self.block = make(scope, config, config.num_hidden_layers, ratio=0, hashed=False, rounds=self.rounds)
+        self.block = kind_of_block(options)(
+            scope, config, config.num_hidden_layers, ratio=0, hashed=False, rounds=self.rounds
+        )
         self.head_mix = HeadMix(scope, config)
 
     @torch.inference_mode()

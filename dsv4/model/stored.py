@@ -14,12 +14,13 @@ from torch import Tensor
 
 from dsv4.cache.store import AnyLayer
 from dsv4.cache.stored import StoredLayer
-from dsv4.config import ModelConfig
+from dsv4.config import EngineOptions, ModelConfig
 from dsv4.errors import ConfigError
 from dsv4.model.attention import compressor_of
 from dsv4.model.batch import Batch
+from dsv4.model.block import Block
 from dsv4.model.layers import HyperConnection, Norm, Scope
-from dsv4.model.moe import expert_of
+from dsv4.model.moe import Router, experts_of
 from dsv4.model.places import Places
 from dsv4.ops.attention import attend
 from dsv4.ops.compress import OVERLAPPED, Compressor, Ring, StepTokens, compress_keys, compress_kv
@@ -30,7 +31,6 @@ from dsv4.ops.index_queries import index_queries
 from dsv4.ops.kv import write_kv
 from dsv4.ops.linear import grouped_linear, linear, scaled_matmul, shared_input
 from dsv4.ops.mhc import Mixer, mhc_post, mhc_post_pre_norm_quant, mhc_pre_norm_quant
-from dsv4.ops.moe import route
 from dsv4.ops.norm import rms_norm_quant
 from dsv4.ops.rope import Rotation, q_norm_rope
 from dsv4.quant.formats import FP8_BLOCK, FP8_ROW, Format
@@ -146,20 +146,12 @@ class StoredMoE:
     """Router, routed experts and the shared one, packed."""
 
     def __init__(self, scope: Scope, config: ModelConfig, layer: int, hashed: bool) -> None:
-        self.layer = layer
-        self.k, self.scale, self.limit = config.num_experts_per_tok, config.routed_scaling_factor, config.swiglu_limit
-        self.gate = scope.dense("gate.weight")
-        self.table = scope.integers("gate.tid2eid") if hashed else None
-        self.bias = None if hashed else scope.wide("gate.bias")
-        experts = [expert_of(scope.sub(f"experts.{e}")) for e in range(config.n_routed_experts)]
-        self.experts = store_experts(experts, expert_of(scope.sub("shared_experts")))
+        self.router, self.limit = Router(scope, config, layer, hashed), config.swiglu_limit
+        self.experts = store_experts(*experts_of(scope, config))
 
     def __call__(self, x: Tensor, rows: QTensor, batch: Batch) -> Tensor:
         """x: [T, d], normalised, and `rows`, the same as FP8_ROW; returns [T, d]."""
-        chosen = None if self.table is None else self.table[batch.ids]
-        picks = route(x, self.gate, self.bias, chosen, self.k, self.scale)
-        tap("experts", self.layer, picks.experts)
-        return stored_moe(rows, picks, self.experts, self.limit, x.dtype)
+        return stored_moe(rows, self.router(x, batch), self.experts, self.limit, x.dtype)
 
 
 class StoredBlock:
@@ -190,3 +182,8 @@ class StoredBlock:
 def _site(site: HyperConnection, norm: Norm) -> tuple[Mixer, int, float, float, Tensor, Format]:
     """What the fused ops of an mHC site take behind streams or sublayer."""
     return site.mixer, site.iterations, site.eps, site.norm_eps, norm.weight, FP8_ROW
+
+
+def kind_of_block(options: EngineOptions) -> type[Block | StoredBlock]:
+    """What a model's layers, and a draft's, are made of."""
+    return StoredBlock if options.stored else Block

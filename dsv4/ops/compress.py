@@ -14,6 +14,7 @@ from dsv4.ops.op import op
 from dsv4.ops.quantize import hadamard
 from dsv4.ops.rope import Rotation, rope
 from dsv4.quant.index_keys import KeyLayout
+from dsv4.quant.paged import write_rows
 
 OVERLAPPED = 4  # the ratio whose blocks overlap by one
 
@@ -132,10 +133,7 @@ def compress_keys(
     """
     entries, ends = _pooled(projected, ape, tokens, ring)
     keys = finish_entry(entries, norm, Rotation(turn.cos[ends], turn.sin[ends]), eps)
-    data, scales = layout.encode(hadamard(keys) if spread else keys)
-    page, row, scale = layout.spans(pages, tokens.rows[ends])
-    for first, bytes_ in ((row, data), (scale, scales)):
-        pages[page.unsqueeze(1), first.unsqueeze(1) + torch.arange(bytes_.shape[1], device=pages.device)] = bytes_
+    write_rows(layout, pages, tokens.rows[ends], *layout.encode(hadamard(keys) if spread else keys))
 
 
 def _pooled(projected: Tensor, ape: Tensor, tokens: StepTokens, ring: Ring) -> tuple[Tensor, Tensor]:

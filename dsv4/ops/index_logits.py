@@ -10,6 +10,7 @@ from torch import Tensor
 from dsv4.ops.index import KEY_BLOCK
 from dsv4.ops.op import op
 from dsv4.quant.index_keys import DIMS, KEY_LAYOUTS, KeyLayout
+from dsv4.quant.paged import read_rows
 
 
 @op
@@ -52,11 +53,7 @@ def layout_of(q: Tensor) -> KeyLayout:
 
 def read_keys(pages: Tensor, table: Tensor, slots: Tensor, numbers: Tensor, layout: KeyLayout) -> Tensor:
     """Keys `numbers` [T, n] of the sequences `slots` [T], decoded: FP32 [T, n, 128]. A page below 0 is page 0."""
-    count = layout.page_keys(pages.shape[1])
+    count = layout.page_rows(pages.shape[1])
     page = table[slots.unsqueeze(1), numbers // count].clamp(min=0)
-    at, data, scales = layout.spans(pages, (page * count + numbers % count).flatten())
-    parts = [
-        pages[at.unsqueeze(1), first.unsqueeze(1) + torch.arange(size, device=pages.device)]
-        for first, size in ((data, layout.data_bytes), (scales, 4))
-    ]
-    return layout.decode(*parts).view(*numbers.shape, DIMS)
+    stored = read_rows(layout, pages, (page * count + numbers % count).flatten())
+    return layout.decode(*stored).view(*numbers.shape, DIMS)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from dsv4.ops.norm import rms_norm
 from dsv4.ops.op import op
 from dsv4.ops.rope import Rotation, rope
 from dsv4.quant.kv_rows import KvRow
+from dsv4.quant.paged import read_rows, write_rows
 
 
 @op
@@ -22,19 +22,11 @@ def write_kv(kv: Tensor, weight: Tensor, eps: float, turn: Rotation, pages: Tens
     layout = KvRow(kv.shape[1], turn.cos.shape[-1])
     kept = rows >= 0
     data, scales = layout.encode(rope(rms_norm(kv, weight, eps), turn)[kept])
-    page, row, scale = layout.spans(pages, rows[kept])
-    for first, bytes_ in ((row, data), (scale, scales)):
-        pages[page.unsqueeze(1), first.unsqueeze(1) + torch.arange(bytes_.shape[1], device=pages.device)] = bytes_
+    write_rows(layout, pages, rows[kept], data, scales)
 
 
 @op
 def read_kv(pages: Tensor, rows: Tensor, dims: int, rope_dims: int) -> Tensor:
     """The stored vectors, decoded: pages as above, rows [T] int64 -> BF16 [T, D]. A negative row gives zeros."""
     layout = KvRow(dims, rope_dims)
-    page, row, scale = layout.spans(pages, rows.clamp(min=0))
-    parts = ((row, layout.row_bytes), (scale, layout.scale_bytes))
-    found = [
-        pages[page.unsqueeze(1), first.unsqueeze(1) + torch.arange(count, device=pages.device)]
-        for first, count in parts
-    ]
-    return layout.decode(*found).masked_fill_((rows < 0).unsqueeze(1), 0.0)
+    return layout.decode(*read_rows(layout, pages, rows.clamp(min=0))).masked_fill_((rows < 0).unsqueeze(1), 0.0)

@@ -35,13 +35,18 @@ class KeyLayout(NamedTuple):
     data_bytes: int
     block: int
 
-    def page_bytes(self, keys: int) -> int:
-        """Of a page of so many keys, with its pad."""
-        return -(-keys * (self.data_bytes + SCALE_BYTES) // _ALIGNED) * _ALIGNED
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Bytes of a key's numbers, and of its scales (`quant.paged`)."""
+        return self.data_bytes, SCALE_BYTES
 
-    def page_keys(self, page_bytes: int) -> int:
+    def page_bytes(self, rows: int) -> int:
+        """Of a page of so many keys, with its pad."""
+        return -(-rows * sum(self.sizes) // _ALIGNED) * _ALIGNED
+
+    def page_rows(self, page_bytes: int) -> int:
         """Keys of a page of so many bytes. Its pad is shorter than a key."""
-        return page_bytes // (self.data_bytes + SCALE_BYTES)
+        return page_bytes // sum(self.sizes)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """BF16 or FP32 [..., 128] -> uint8 (numbers [..., data_bytes], scales [..., 4])."""
@@ -69,15 +74,6 @@ class KeyLayout(NamedTuple):
     def decode(self, data: Tensor, scales: Tensor) -> Tensor:
         """The other way: -> FP32 [..., 128]. Where scales are powers of two these are BF16 numbers."""
         return self.codes(data) * self.steps(scales).repeat_interleave(self.block, -1)
-
-    def spans(self, pages: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Page, first byte of the numbers and first byte of the scales inside the page, each [T]; keys: [T] int64.
-
-        Key n is key n mod m of page n // m, m keys a page.
-        """
-        count = self.page_keys(pages.shape[1])
-        page, slot = keys // count, keys % count
-        return page, slot * self.data_bytes, count * self.data_bytes + slot * SCALE_BYTES
 
 
 FP4_KEYS: Final = KeyLayout("fp4", 64, 32)

@@ -47,13 +47,18 @@ class KvRow(NamedTuple):
         """Of the scales, with their pad."""
         return -(-self.blocks // _ALIGNED) * _ALIGNED
 
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Bytes of a row's numbers, and of its scales (`quant.paged`)."""
+        return self.row_bytes, self.scale_bytes
+
     def page_bytes(self, rows: int) -> int:
         """Of a page of so many rows, with its pad."""
-        return -(-rows * (self.row_bytes + self.scale_bytes) // self.row_bytes) * self.row_bytes
+        return -(-rows * sum(self.sizes) // self.row_bytes) * self.row_bytes
 
     def page_rows(self, page_bytes: int) -> int:
         """Rows of a page of so many bytes. Its pad is shorter than a row."""
-        return page_bytes // (self.row_bytes + self.scale_bytes)
+        return page_bytes // sum(self.sizes)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """BF16 or FP32 [T, D] -> uint8 (rows [T, row_bytes], scales [T, scale_bytes])."""
@@ -70,9 +75,3 @@ class KvRow(NamedTuple):
         steps = ue8m0_decode(scales[:, : self.blocks]).repeat_interleave(BLOCK, 1)[:, : data.shape[1]]
         values = data.contiguous().view(torch.float8_e4m3fn).float() * steps
         return torch.cat((values.bfloat16(), turned.contiguous().view(torch.bfloat16)), 1)
-
-    def spans(self, pages: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Page, first byte of the row and first byte of its scales inside the page, each [T]; rows: [T] int64."""
-        count = self.page_rows(pages.shape[1])
-        page, slot = rows // count, rows % count
-        return page, slot * self.row_bytes, count * self.row_bytes + slot * self.scale_bytes

@@ -39,10 +39,10 @@ __device__ __forceinline__ void linear_split(const TensorMap& weight, const Tens
   __syncwarp();
   meet_cluster();
   if (threadIdx.x < FEEDERS) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
+    set_registers<false, 56>();
     feed<1>(ring, weight, x, weight_scale, x_scale, s, {tiles, cluster, clusters, first, last});
   } else {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
+    set_registers<true, 224>();
     pdl_wait();
     const int group = threadIdx.x / GROUP - 1, warp = threadIdx.x / 32 - FEEDERS / 32, lane = threadIdx.x % 32;
     u32 parity = 0;

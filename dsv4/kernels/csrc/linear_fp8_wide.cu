@@ -87,11 +87,11 @@ __device__ __forceinline__ void linear(const TensorMap& weight, const TensorMap&
   }
   __syncthreads();
   if (threadIdx.x < FEEDERS) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 48;");
+    set_registers<false, 48>();
     feed<PIECES>(ring, weight, x, weight_scale, x_scale, s, {tiles, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x), 0, s.blocks});
     return;
   }
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+  set_registers<true, 232>();
   pdl_wait();
   const int group = threadIdx.x / GROUP - 1, lane = threadIdx.x % 32;
   u8* const own = buffers + group * BUFFER;

@@ -14,10 +14,6 @@ template <int LEFT>
 void wgmma_wait() {}
 
 inline void hold(const u32 (&)[4]) {}
-template <int N>
-void give_registers() {}
-template <int N>
-void take_registers() {}
 
 template <int D>
 void wgmma(float (&d)[D], const u32 (&a)[4], u64 b, int add) {
