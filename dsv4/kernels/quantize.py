@@ -29,7 +29,16 @@ _WHOLE_BLOCK: Final = 1024
 
 
 def _refuse(x: Tensor, fmt: Format, scale: GlobalScale = None) -> str | None:
-    return refuse_format(fmt) or refuse_rows("x", x, MOST.get(x.dtype, 0))
+    return refuse_format(fmt) or refuse_rows("x", _folded(x, fmt), MOST.get(x.dtype, 0))
+
+
+def _folded(x: Tensor, fmt: Format) -> Tensor:
+    """[T, n] as rows that a block has threads for, unless a scale is that of a whole row."""
+    most = MOST.get(x.dtype, x.shape[-1])
+    if x.shape[-1] <= most or x.dim() != 2 or not x.is_contiguous() or fmt.has_global_scale:
+        return x
+    parts = -(-x.shape[1] // most)
+    return x if x.shape[1] % (parts * fmt.block[1]) else x.view(-1, x.shape[1] // parts)
 
 
 def _chunks(x: Tensor) -> int:
@@ -39,6 +48,9 @@ def _chunks(x: Tensor) -> int:
 @quantize.impl("fused", accepts=_refuse)
 def quantize_rows(x: Tensor, fmt: Format, scale: GlobalScale = None) -> QTensor:
     """`quantize`. The scale of all rows takes two kernels more: the tops of the rows, and theirs."""
+    if (folded := _folded(x, fmt)) is not x:
+        made = quantize_rows(folded, fmt, scale)
+        return QTensor(made.data.view(fmt.data_shape(*x.shape)), made.scale.view(fmt.scale_shape(*x.shape)), fmt)
     rows, n = x.shape
     grid, block, slots, warps, chunks = shape_rows(x, _chunks(x), 2 * THREADS)
     arguments = (x, x.stride(0), rows, n, slots, warps)

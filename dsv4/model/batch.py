@@ -87,7 +87,7 @@ def make_batch(segments: Sequence[Segment], ratios: Sequence[int], steps: Steps)
     ids = torch.tensor([i for s in segments for i in s.ids], device=device)
     ends = [s.start + len(s.ids) for s in segments]
     places = [(s.slot, p) for s, end in zip(segments, ends, strict=True) for p in range(s.start, end)]
-    slots, positions = torch.tensor(places, device=device).unbind(1)
+    slots, positions = torch.tensor(places, device=device).t().contiguous()
     return Batch(
         ids=ids,
         positions=positions,

@@ -100,13 +100,21 @@ def _slices() -> Iterator[Case]:
     for label, (rows, columns) in SLICES.items():
         for tokens in (1, 16):
             make = partial(_given, tokens, rows, columns, BF16)
-            yield Case(name=f"{label} {tokens}", op=scaled_matmul, make=make, bounds=NEAR, size="timed", bench=label)
+            yield Case(
+                name=f"{label} {tokens}",
+                op=scaled_matmul,
+                make=make,
+                tokens=(0,),
+                bounds=NEAR,
+                size="timed",
+                bench=label,
+            )
 
 
 def _whole_layer() -> Iterator[Case]:
     """The quantiser in front of the product."""
     case = partial(
-        Case, op=linear, tokens=(0,), bounds=NEAR, oracle=_exact_layer, oracle_bounds=NEAR
+        Case, op=linear, tokens=(0,), bounds=NEAR, unfused_bounds=NEAR, oracle=_exact_layer, oracle_bounds=NEAR
     )  # fmt: skip
     for name, dtype in (("fp32", FP32), ("bf16", BF16)):
         for tokens, rows, columns in ((1, 64, 128), (3, 128, 384), (0, 128, 128), (40, 192, 1024)):

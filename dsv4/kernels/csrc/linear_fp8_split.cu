@@ -10,6 +10,7 @@
 #include "common/linear_wide.cuh"
 #include "common/peers.cuh"
 
+using Share = Registers<FEEDERS, CONSUMERS, 56, 224>;
 constexpr int MOST_SEGMENTS = 4;
 constexpr int PITCH = TILE + 4;  // floats from token to token of a sheet, so that no two lanes meet in a bank
 
@@ -39,10 +40,10 @@ __device__ __forceinline__ void linear_split(const TensorMap& weight, const Tens
   __syncwarp();
   meet_cluster();
   if (threadIdx.x < FEEDERS) {
-    set_registers<false, 56>();
+    Share::give();
     feed<1>(ring, weight, x, weight_scale, x_scale, s, {tiles, cluster, clusters, first, last});
   } else {
-    set_registers<true, 224>();
+    Share::take();
     pdl_wait();
     const int group = threadIdx.x / GROUP - 1, warp = threadIdx.x / 32 - FEEDERS / 32, lane = threadIdx.x % 32;
     u32 parity = 0;

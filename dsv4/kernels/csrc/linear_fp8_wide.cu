@@ -19,6 +19,8 @@
 // arch: sm_90a
 #include "common/linear_wide.cuh"
 
+template <int PIECES>
+using Share = Registers<FEEDERS, CONSUMERS, PIECES == 1 ? 56 : 40, PIECES == 1 ? 224 : 232>;
 constexpr int BUFFER = 8192;  // bytes that a group stores at a time
 
 // A group's 64 rows of 32 (FP32) or 64 tokens, those of `sum` from `i` on, as boxes of 128 bytes a token, swizzled.
@@ -87,11 +89,11 @@ __device__ __forceinline__ void linear(const TensorMap& weight, const TensorMap&
   }
   __syncthreads();
   if (threadIdx.x < FEEDERS) {
-    set_registers<false, 48>();
+    Share<PIECES>::give();
     feed<PIECES>(ring, weight, x, weight_scale, x_scale, s, {tiles, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x), 0, s.blocks});
     return;
   }
-  set_registers<true, 232>();
+  Share<PIECES>::take();
   pdl_wait();
   const int group = threadIdx.x / GROUP - 1, lane = threadIdx.x % 32;
   u8* const own = buffers + group * BUFFER;

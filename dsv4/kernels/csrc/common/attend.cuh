@@ -181,11 +181,11 @@ __device__ __forceinline__ void run(const bf16* q, const Lists& lists, const flo
   }
   __syncwarp();
   if (threadIdx.x >= WORKERS) {
-    set_registers<false, FEEDERS_REGISTERS<HEADS>>();
+    Share<HEADS>::give();
     feed(lists, memory, tiles);
     if (cluster_size() > 1) meet_cluster();
   } else {
-    set_registers<true, WORKERS_REGISTERS<HEADS>>();
+    Share<HEADS>::take();
     work<M>(q, lists.chunks(), memory, heads, tiles);
     if (cluster_size() > 1) {
       meet_cluster();

@@ -15,9 +15,7 @@ enum Meeting { EVERYBODY = 1, OF_FEEDERS, OF_WORKERS };
 template <int HEADS>
 constexpr int HELD = HEADS > 16 ? BOXES - 3 : BOXES - 1;
 template <int HEADS>
-constexpr int FEEDERS_REGISTERS = HEADS > 16 ? 40 : 56;
-template <int HEADS>
-constexpr int WORKERS_REGISTERS = HEADS > 16 ? 232 : 224;
+using Share = Registers<FEEDERS, WORKERS, (HEADS > 16 ? 40 : 56), (HEADS > 16 ? 232 : 224)>;
 
 // Shared memory of tiles of HEADS heads.
 template <int HEADS>

@@ -150,14 +150,20 @@ __device__ __forceinline__ u32 opaque(u32 x) {
   return x;
 }
 
-// More registers for each thread of this warpgroup, or fewer: of the block's there are as many as before.
-template <bool MORE, int COUNT>
-__device__ __forceinline__ void set_registers() {
+// How the feeders of a block, whole warpgroups, and its workers divide the registers that it starts with: a feeder keeps LOW,
+// and a worker takes HIGH, for which it waits until they have been given up.
+template <int FEEDERS, int WORKERS, int LOW, int HIGH>
+struct Registers {
+  static constexpr int EACH = 65536 / (FEEDERS + WORKERS) / 8 * 8;  // at the start
+  static_assert(FEEDERS * LOW + WORKERS * HIGH <= (FEEDERS + WORKERS) * EACH, "the last warpgroup would wait forever");
+  static __device__ __forceinline__ void give() {
 #ifdef __CUDA_ARCH__
-  if constexpr (MORE) {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT));
-  } else {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT));
-  }
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(LOW));
 #endif
-}
+  }
+  static __device__ __forceinline__ void take() {
+#ifdef __CUDA_ARCH__
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(HIGH));
+#endif
+  }
+};

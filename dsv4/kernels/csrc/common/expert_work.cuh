@@ -8,6 +8,7 @@ struct Form {
   static constexpr int NT = NT_, GROUPS = GROUPS_, PIECES = 4 / GROUPS, WARPS = 4 * GROUPS, WORKERS = 32 * WARPS;
   static constexpr int TOKEN_BYTES = NT * ROW_BYTES, D = NT / 2;  // D: sums of a thread
   static constexpr bool MANY = NT >= 128;  // so many that the tensor cores have most to do
+  using Share = Registers<128, WORKERS, 40, 232>;
 };
 
 struct Matrix {

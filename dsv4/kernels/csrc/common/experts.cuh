@@ -130,7 +130,7 @@ __device__ __forceinline__ void run(const Work& m, const Ring<F, K, RESIDENT>& r
   constexpr int SLOT = Ring<F, K, RESIDENT>::SLOT;
   const int warp = threadIdx.x / 32;
   if (warp >= F::WARPS) {
-    if (F::MANY) set_registers<false, 40>();
+    if constexpr (F::MANY) F::Share::give();
     if (warp == F::WARPS && threadIdx.x % 32 == 0) {
       const u64 once = evict_first();
       fill<LISTED>(m, ring.full, ring.empty, [&](const Cursor<LISTED>& at, int stage) {
@@ -155,7 +155,7 @@ __device__ __forceinline__ void run(const Work& m, const Ring<F, K, RESIDENT>& r
       });
     return;
   }
-  if (F::MANY) set_registers<true, 232>();
+  if constexpr (F::MANY) F::Share::take();
   const Lane lane;
   Task task;
   Turn turn;

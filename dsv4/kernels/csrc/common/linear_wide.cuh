@@ -125,18 +125,18 @@ __device__ __forceinline__ void feed(Ring<PIECES> ring, const TensorMap& weight,
     each([&](Place at, int b) {
       if ((turn++ & 1) == (warp & 1)) {
         const float by = ue8m0_float(weight_scale[static_cast<i64>(at.row / TILE) * s.blocks + b]);
+        const u8* const first = x_scale + at.row / group_rows * s.blocks + b;
 #pragma unroll 1
         for (int piece = 0; piece < PIECES; piece++) {
           const int token = at.token + piece * TILE + lane;
-          const u8* from = x_scale + static_cast<i64>(token) * x_blocks + at.row / group_rows * s.blocks + b;
-          float found[4];
+          u32 codes[4];
 #pragma unroll
-          for (int q = 0; q < 4; q++, from += 32 * x_blocks)
-            found[q] = token + 32 * q < s.tokens ? ue8m0_float(*from) * by : 0.0f;
+          for (int q = 0; q < 4; q++)
+            codes[q] = token + 32 * q < s.tokens ? first[static_cast<i64>(token + 32 * q) * x_blocks] : 0;
           if (piece == 0) ring.await_empty();
           float* const to = ring.scales() + piece * TILE + scale_place(lane);
 #pragma unroll
-          for (int q = 0; q < 4; q++) to[q * scale_place(32)] = found[q];
+          for (int q = 0; q < 4; q++) to[q * scale_place(32)] = ue8m0_float(codes[q]) * by;
         }
         ring.full[ring.stage].arrive();  // every lane for itself: what it wrote is then seen by whoever waits
       }
