@@ -21,7 +21,7 @@ from dsv4.errors import KernelError
 from dsv4.kernels import linear
 from dsv4.ops.linear import scaled_matmul
 
-SEGMENTS, PLACES, STAGES = (1, 2, 4, 8), (132, 264, 396), (4, 5, 6, 7, 8, 10, 12)
+SEGMENTS, PLACES, STAGES = (1, 2, 4), (132, 224, 264, 396), (4, 5, 6, 7, 8, 10, 12)
 
 
 def main() -> None:

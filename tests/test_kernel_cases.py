@@ -255,6 +255,13 @@ def test_the_command_sums_up_by_op(capsys: pytest.CaptureFixture[str], monkeypat
     assert re.search(r"read_kv +│ 1 cases", out)
 
 
+def test_ops_are_judged_by_processes_as_by_one(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("kv", "--case", "one token", "--device", "cpu", "--size", "small", "--json")
+    one, apart = (run(capsys, *asked, "--jobs", jobs) for jobs in ("1", "2"))
+    assert apart == one
+    assert len({verdict["op"] for verdict in json.loads(one[1])["verdicts"]}) == 2
+
+
 def test_the_command_says_what_is_wrong_and_fails(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

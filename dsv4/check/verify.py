@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from dsv4 import kernels, settings
+from dsv4.check.cases import cases as all_cases
 from dsv4.check.contract import Case, Run, Verdict, judge, placed
 from dsv4.errors import ConfigError
 from dsv4.ops.op import Op, use
@@ -78,6 +79,12 @@ def check(cases: Sequence[Case], device: torch.device) -> Iterator[list[Verdict]
             beside = twin(case.op) if name in kernel and not library else None
             spare = library or bool(takes - {name})
             yield judge(case, run, name, device, beside, kernel.get(name), given, spare, company=library)
+
+
+def check_apart(families: Sequence[str], numbers: Sequence[int], device: str) -> list[list[Verdict]]:
+    """`check` in a process that knows nothing yet, of the cases of these families that have these numbers."""
+    found = all_cases(*families)
+    return list(check([found[number] for number in numbers], torch.device(device)))
 
 
 def unseen(cases: Sequence[Case], device: torch.device) -> dict[str, list[str]]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ProcessPoolExecutor
+from itertools import chain, repeat
+from multiprocessing import get_context
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args
 
 import typer
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 
     from dsv4.check.contract import Case, Verdict
 
+_JOBS: Final = 8  # processes on a GPU: references take most of the time, one CPU thread each
 Size = Literal["small", "full", "big"]  # big: tens of thousands of tokens
 SIZES: Final[tuple[Size, ...]] = get_args(Size)
 
@@ -33,6 +37,10 @@ def check(
     every: Annotated[
         bool, typer.Option("--all", help="a line for each case, as a named family has, not for each op alone")
     ] = False,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="processes, each with the cases of one op at a time; without it, 8 on a GPU"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Judge the implementations of ops: kernels on a GPU, on a CPU the references against independent oracles.
@@ -43,19 +51,29 @@ def check(
     from dsv4.check import verify  # takes seconds: not before the usage has been checked
     from dsv4.check.cases import cases
 
-    found = cases(*families or ())
     target = verify.device_for(device)
     sizes = SIZES[: 1 + SIZES.index(size or ("big" if target.type == "cuda" else "full"))]
-    listed = [case for case in found if case.size in sizes]
-    chosen = [case for case in listed if op in (None, case.op.name) and only in case.name]
+    listed = {number: case for number, case in enumerate(cases(*families or ())) if case.size in sizes}
+    numbers = [number for number, case in listed.items() if op in (None, case.op.name) and only in case.name]
+    chosen = [listed[number] for number in numbers]
     if not chosen:
-        names = dict.fromkeys(case.op.name for case in listed)
+        names = dict.fromkeys(case.op.name for case in listed.values())
         asked = " ".join(f"--{name} {given}" for name, given in (("op", op), ("case", only)) if given)
         raise RequestError(
             "no case has this name", got=asked, wanted=f"one of the ops {', '.join(names)}, or of their cases"
         )
     quiet = Console(stderr=True)
-    pairs = list(track(verify.check(chosen, target), "checking", len(chosen), console=quiet, transient=True))
+    processes = jobs or (_JOBS if target.type == "cuda" else 1)
+    by_op: dict[str, list[int]] = {}
+    for number in numbers:
+        by_op.setdefault(listed[number].op.name, []).append(number)
+    if processes == 1 or len(by_op) == 1:
+        pairs = list(track(verify.check(chosen, target), "checking", len(chosen), console=quiet, transient=True))
+    else:
+        with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+            judged = pool.map(verify.check_apart, repeat(families or ()), by_op.values(), repeat(str(target)))
+            shown = track(judged, "checking", len(by_op), console=quiet, transient=True)
+            pairs = list(chain.from_iterable(shown))
     unseen = verify.unseen(chosen, target)
     wrong = [verdict for verdicts in pairs for verdict in verdicts if not verdict.ok]
     if as_json:

@@ -209,7 +209,9 @@ def _grouped(x: QTensor, picks: Route, experts: int, size: int, most: int) -> Gr
         torch.empty(most, d // COLUMNS, size, device=device),
     )
     sizes = (tokens, k, d // COLUMNS, experts, size)
-    _TOKENS(experts + 1, _THREADS["tokens"], *picks, x.data, x.scale, *sizes, *groups)
+    # Who helps the shared expert has four rows of 128 columns a thread, as long as there are multiprocessors for it.
+    helpers = min(-(-tokens * (d // COLUMNS) // (4 * _THREADS["tokens"] // 8)), 2 * multiprocessors(device))
+    _TOKENS(experts + helpers, _THREADS["tokens"], *picks, x.data, x.scale, *sizes, *groups)
     return groups
 
 

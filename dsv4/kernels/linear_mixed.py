@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dsv4.kernels import linear, matmul
 from dsv4.kernels.launch import Kernel, need
+from dsv4.kernels.linear_wide import CLUSTERS
 from dsv4.kernels.tiles import tensor_map
 from dsv4.ops.linear import Products, scaled_matmul, shared_input
 from dsv4.quant.tensor import QTensor
@@ -33,8 +34,12 @@ class Plan(NamedTuple):
 
 @lru_cache
 def plan(dense: int, stored: int, columns: int) -> Plan:
-    """For so many rows of each: shares of two blocks a multiprocessor, so that none has more bytes than it must."""
-    own, places = linear.form(stored, columns), 2 * linear.MULTIPROCESSORS
+    """For so many rows of each: shares of two blocks a multiprocessor, so that none has more bytes than it must.
+
+    All blocks are in clusters, those of the dense matrix too, and more than find room at once end late.
+    """
+    own = linear.form(stored, columns)
+    places = 2 * own.segments * CLUSTERS[own.segments]
     tiles, tile_bytes = stored // linear.TILE_ROWS, linear.TILE_ROWS * columns // own.segments
 
     def cost(turns: int, rows: int) -> tuple[int, Plan]:

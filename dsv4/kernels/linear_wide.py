@@ -57,8 +57,9 @@ class Plan(NamedTuple):
     @property
     def bytes(self) -> int:
         """Of dynamic shared memory."""
-        stage = TILE * (TILE + self.tokens) + 4 * self.tokens
-        return self.stages * stage + (_SHEET if self.kind == "split" else 2 * _BUFFER)
+        scales = 2 * 2 * 4 * self.tokens  # of two groups, two stages each
+        sums = _SHEET if self.kind == "split" else 2 * _BUFFER
+        return self.stages * TILE * (TILE + self.tokens) + scales + sums
 
 
 @lru_cache(maxsize=4096)

@@ -8,8 +8,9 @@
 // expert_sum     In FP32, by ascending expert, the shared one last.
 //
 // Moves   6 tokens of 4 KB for one of Flash: nothing; 8,192 tokens: 200 MB read, 267 MB written.
-// Form    A block an expert, each of which counts for itself, so that nobody waits for another block. On an H100
-//         4.4 us for one token of Flash, 203 for 8,192.
+// Form    A block an expert, each of which counts for itself, so that nobody waits for another block. The shared expert's
+//         tokens, all of them, are laid out by as many blocks as are left over: where they go needs no counting.
+// Tried   one block for the shared expert: 3,731 us for 8,192 tokens on an H100, 20 for 64.
 //
 // arch: sm_90a sm_100a sm_103a sm_120a
 #include "common/vector.cuh"
@@ -23,17 +24,17 @@ __device__ __forceinline__ int lanes_sum(int v) {
   return v;
 }
 
-// chosen [tokens, k], route [tokens, k]; x [tokens, blocks, 128], x_scale [tokens, blocks]. Block `experts` is the shared
-// one's. total: how many groups there are. group [groups, 4]: expert, the first group of that expert, how many groups and
-// how many tokens it has. pair [groups, wide]: token * (k + 1) + its place among the token's experts, -1 for nobody; weight
-// alike; image [groups, blocks, wide, 128] and scale [groups, blocks, wide].
-extern "C" __global__ void __launch_bounds__(512, 2)
-    expert_tokens(const i64* chosen, const float* route, const u8* x, const u8* x_scale, int tokens, int k, int blocks,
-                  int experts, int wide, int* total, int* group, int* pair, float* weight, u8* image, float* scale) {
-  __shared__ int count[MOST_EXPERTS + 1], kept[KEPT], before[WARPS], all[WARPS], own[WARPS];
+// Who goes to an expert: its number of tokens, and the first of its groups.
+struct Own {
+  int count, first;
+};
+
+// Writes an expert's groups and pairs, and the number of all groups if it is the shared one. kept: its first tokens.
+__device__ __forceinline__ Own listed(const i64* chosen, const float* route, int tokens, int k, int experts, int wide,
+                                      int* total, int* group, int* pair, float* weight, int* kept) {
+  __shared__ int count[MOST_EXPERTS + 1], before[WARPS], all[WARPS], own[WARPS];
   const int expert = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32, pairs = tokens * k, ways = k + 1;
   const bool shared = expert == experts;
-  pdl_trigger();
   for (int e = threadIdx.x; e < experts; e += THREADS) count[e] = 0;
   if (threadIdx.x == 0) count[experts] = tokens;
   __syncthreads();
@@ -62,7 +63,6 @@ extern "C" __global__ void __launch_bounds__(512, 2)
   for (int w = 0; w < WARPS; w++) first += before[w], sum += all[w], rank += w < warp ? own[w] : 0;
   if (shared && threadIdx.x == 0) *total = sum;
   const int groups = (count[expert] + wide - 1) / wide;
-  if (!groups) return;
   for (int i = threadIdx.x; i < groups; i += THREADS)
     reinterpret_cast<int4*>(group)[first + i] = make_int4(expert, first, groups, count[expert]);
   const i64 place = static_cast<i64>(first) * wide;
@@ -87,12 +87,31 @@ extern "C" __global__ void __launch_bounds__(512, 2)
     rank += __popc(with);
   }
   __syncthreads();
+  return {count[expert], first};
+}
+
+// chosen [tokens, k], route [tokens, k]; x [tokens, blocks, 128], x_scale [tokens, blocks]. Block `experts` is the shared
+// one's, and those behind it help it. total: how many groups there are. group [groups, 4]: expert, the first group of that
+// expert, how many groups and how many tokens it has. pair [groups, wide]: token * (k + 1) + its place among the token's
+// experts, -1 for nobody; weight alike; image [groups, blocks, wide, 128] and scale [groups, blocks, wide].
+extern "C" __global__ void __launch_bounds__(512, 2)
+    expert_tokens(const i64* chosen, const float* route, const u8* x, const u8* x_scale, int tokens, int k, int blocks,
+                  int experts, int wide, int* total, int* group, int* pair, float* weight, u8* image, float* scale) {
+  __shared__ int kept[KEPT];
+  const bool shared = blockIdx.x >= experts;
+  const int helpers = shared ? gridDim.x - experts : 1, helper = shared ? blockIdx.x - experts : 0;
+  pdl_trigger();
+  Own own{tokens, 0};  // the shared expert's groups are the first
+  if (helper == 0) own = listed(chosen, route, tokens, k, experts, wide, total, group, pair, weight, kept);
+  if (helper) pdl_wait();
+  const i64 place = static_cast<i64>(own.first) * wide;
   // Eight lanes a row of 128 columns: each reads four words, one of every 32 columns, and writes a piece.
-  const int piece = threadIdx.x % 8, taken = count[expert] * blocks, rows = groups * wide * blocks;
+  const int piece = threadIdx.x % 8, taken = own.count * blocks, rows = (own.count + wide - 1) / wide * wide * blocks;
+  const int start = (helper * THREADS + threadIdx.x) / 8, step = helpers * THREADS / 8;
 #pragma unroll 4
-  for (int i = threadIdx.x / 8; i < taken; i += THREADS / 8) {
+  for (int i = start; i < taken; i += step) {
     const int member = i / blocks, b = i - member * blocks, n = member % wide;
-    const int token = shared ? member : member < KEPT ? kept[member] : pair[place + member] / ways;
+    const int token = shared ? member : member < KEPT ? kept[member] : pair[place + member] / (k + 1);
     const i64 from = static_cast<i64>(token) * blocks + b;
     const u32* const source = reinterpret_cast<const u32*>(x + from * 128);
     const uint4 words = make_uint4(source[piece], source[8 + piece], source[16 + piece], source[24 + piece]);
@@ -100,7 +119,7 @@ extern "C" __global__ void __launch_bounds__(512, 2)
     *reinterpret_cast<uint4*>(image + to * 128 + 16 * (piece ^ (n & 7))) = words;
     if (piece == 0) scale[to] = ue8m0_float(x_scale[from]);
   }
-  for (int i = taken + threadIdx.x / 8; i < rows; i += THREADS / 8) {
+  for (int i = taken + start; i < rows; i += step) {
     const int member = i / blocks, b = i - member * blocks, n = member % wide;
     const i64 to = (place + member - n) * blocks + b * wide + n;
     *reinterpret_cast<uint4*>(image + to * 128 + 16 * piece) = make_uint4(0, 0, 0, 0);

@@ -30,7 +30,7 @@ __device__ __forceinline__ void linear_split(const TensorMap& weight, const Tens
   const int cluster = blockIdx.x / size, clusters = gridDim.x / size;
   const int first = rank * s.blocks / size, last = (rank + 1) * s.blocks / size;
   float* const sheet = reinterpret_cast<float*>(memory + stages * Ring<1>::BYTES);
-  Ring<1> ring{full, empty, memory, sheet + TILE * PITCH, stages};
+  Ring<1> ring{full, empty, memory, stages};
   pdl_trigger();
   if (threadIdx.x == 0) {
     for (int i = 0; i < stages; i++) full[i].init(FILLS), empty[i].init(CONSUMERS / 32);
@@ -41,20 +41,25 @@ __device__ __forceinline__ void linear_split(const TensorMap& weight, const Tens
   meet_cluster();
   if (threadIdx.x < FEEDERS) {
     Share::give();
-    feed<1>(ring, weight, x, weight_scale, x_scale, s, {tiles, cluster, clusters, first, last});
+    feed<1>(ring, weight, x, s, {tiles, cluster, clusters, first, last});
   } else {
     Share::take();
     pdl_wait();
     const int group = threadIdx.x / GROUP - 1, warp = threadIdx.x / 32 - FEEDERS / 32, lane = threadIdx.x % 32;
+    Scales<1> scales(sheet + TILE * PITCH, group);
     u32 parity = 0;
     for (int tile = cluster; tile < tiles.count(); tile += clusters) {
+      const Place at = tiles(tile);
+      scales.start(weight_scale, x_scale, s, at, first);
       float part[D], sum[D];
 #pragma unroll
       for (int i = 0; i < D; i++) sum[i] = 0;
       for (int b = first; b < last; b++) {
         ring.await_full();
         multiply(part, ring.weights() + group * (PIECE / 2), ring.tokens());
-        promote(sum, part, ring.scales());
+        scales.hand_over(b, b + 1 < last, group);
+        wgmma_wait<0>();
+        promote(sum, part, scales.of(b, 0));
         __syncwarp();
         if (lane == 0) ring.empty[ring.stage].arrive();
         ring.next();
@@ -67,7 +72,6 @@ __device__ __forceinline__ void linear_split(const TensorMap& weight, const Tens
       if (lane < size) laid.release_at(lane);
       laid.wait_cluster(parity);
       parity ^= 1;
-      const Place at = tiles(tile);
       const int row = at.row + 4 * lane, share = TILE / size;
       for (int token = rank * share + warp; token < (rank + 1) * share; token += CONSUMERS / 32) {
         float4 v[MOST_SEGMENTS];

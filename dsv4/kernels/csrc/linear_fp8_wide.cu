@@ -3,8 +3,8 @@
 // Bits    those of linear_fp8.cu: 128 columns add up in the tensor core, are scaled and added in FP32, column by column
 //         within a segment, then segment by segment. Tiles, clusters and the order of the tiles change none.
 // Form    a block takes tiles of 128 rows of weights (M) and 128 or 256 tokens (N). Two groups of four warps have 64 rows
-//         each: while one scales and adds, the tensor cores work for the other. Four more warps bring weights, tokens and
-//         the products of both scales. Where tiles are few (`_split`), each block of a cluster has a segment of the columns,
+//         each: while one scales and adds, the tensor cores work for the other. Four more warps bring weights and tokens; the
+//         scales are the groups' own business. Where tiles are few (`_split`), each block of a cluster has a segment of the columns,
 //         and all of them add up what comes out.
 // Ceiling a multiprocessor multiplies 64 x 128 x 128 in 256 cycles, a tile of 128 tokens in 512. In those
 //         - the groups read 8 KB of weights, 16 KB of tokens and 8 KB worth of scales each, and the copies write 32 KB: 704
@@ -81,7 +81,7 @@ __device__ __forceinline__ void linear(const TensorMap& weight, const TensorMap&
   __shared__ Barrier full[MOST_STAGES], empty[MOST_STAGES];
   const Tiles<PIECES * TILE> tiles(s, width);
   u8* const buffers = memory + stages * Ring<PIECES>::BYTES;
-  Ring<PIECES> ring{full, empty, memory, reinterpret_cast<float*>(buffers + 2 * BUFFER), stages};
+  Ring<PIECES> ring{full, empty, memory, stages};
   pdl_trigger();
   if (threadIdx.x == 0) {
     for (int i = 0; i < stages; i++) full[i].init(FILLS), empty[i].init(CONSUMERS / 32);
@@ -90,14 +90,16 @@ __device__ __forceinline__ void linear(const TensorMap& weight, const TensorMap&
   __syncthreads();
   if (threadIdx.x < FEEDERS) {
     Share<PIECES>::give();
-    feed<PIECES>(ring, weight, x, weight_scale, x_scale, s, {tiles, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x), 0, s.blocks});
+    feed<PIECES>(ring, weight, x, s, {tiles, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x), 0, s.blocks});
     return;
   }
   Share<PIECES>::take();
   pdl_wait();
   const int group = threadIdx.x / GROUP - 1, lane = threadIdx.x % 32;
   u8* const own = buffers + group * BUFFER;
+  Scales<PIECES> scales(reinterpret_cast<float*>(buffers + 2 * BUFFER), group);
   for (int tile = blockIdx.x; tile < tiles.count(); tile += gridDim.x) {
+    scales.start(weight_scale, x_scale, s, tiles(tile), 0);
     float part[D], sum[PIECES][D], all[SEVERAL ? D : 1];
     const int segments = SEVERAL ? s.segments : 1;
     for (int segment = 0; segment < segments; segment++) {
@@ -111,7 +113,9 @@ __device__ __forceinline__ void linear(const TensorMap& weight, const TensorMap&
 #pragma unroll
         for (int piece = 0; piece < PIECES; piece++) {
           multiply(part, ring.weights() + group * (PIECE / 2), ring.tokens() + piece * PIECE);
-          promote(sum[piece], part, ring.scales() + piece * TILE);
+          if (piece == 0) scales.hand_over(b, b + 1 < s.blocks, group);
+          wgmma_wait<0>();
+          promote(sum[piece], part, scales.of(b, piece));
         }
         __syncwarp();
         if (lane == 0) ring.empty[ring.stage].arrive();

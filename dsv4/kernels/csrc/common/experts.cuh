@@ -50,29 +50,28 @@ struct Words {
 };
 
 // The sums over all columns, of rows 16 warp + 2 g and the one behind it: sum[4 j], sum[4 j + 1] are those of tokens
-// 8 j + 2 t and the one behind it, sum[4 j + 2] and sum[4 j + 3] the second row's. Where there are MANY tokens the next
-// words are widened while the tensor cores multiply; elsewhere a stage is given back the sooner for not waiting for more.
+// 8 j + 2 t and the one behind it, sum[4 j + 2] and sum[4 j + 3] the second row's.
 template <class K, class F, class R, bool RESIDENT, int D>
-__device__ __forceinline__ void multiply(float (&sum)[D], const Ring<F, R, RESIDENT>& ring, const Work& m, bool apart,
-                                         const Lane& lane, Turn& turn) {
-  constexpr int SLOT = Ring<F, R, RESIDENT>::SLOT;
-  constexpr bool AHEAD = F::MANY && K::AHEAD;
-  const auto tokens = kept_address(ring.tokens), scales = kept_address(ring.scales) + 8 * lane.t;
-  const auto quarter = kept_address(ring.weights) + lane.warp / 4 * K::QUARTER, table = kept_address(ring.table);
-  const auto filled = kept_address(ring.full), emptied = kept_address(ring.empty);
-#pragma unroll
-  for (int i = 0; i < D; i++) sum[i] = 0;
-  const int last = apart ? K::PASSES - 1 : 0;  // a tile that stands apart is gone through as often as it has scales
-  Words<K> now, ahead;
-  const auto read = [&](const Turn& at, int pass, Words<K>& to) {
+struct Product {
+  static constexpr int SLOT = Ring<F, R, RESIDENT>::SLOT;
+  const decltype(kept_address(nullptr)) tokens, scales, quarter, table, filled, emptied;
+  const Work& m;
+  const Lane& lane;
+  Turn& turn;
+
+  __device__ __forceinline__ Product(const Ring<F, R, RESIDENT>& ring, const Work& m, const Lane& lane, Turn& turn)
+      : tokens(kept_address(ring.tokens)), scales(kept_address(ring.scales) + 8 * lane.t),
+        quarter(kept_address(ring.weights) + lane.warp / 4 * K::QUARTER), table(kept_address(ring.table)),
+        filled(kept_address(ring.full)), emptied(kept_address(ring.empty)), m(m), lane(lane), turn(turn) {}
+
+  __device__ __forceinline__ void read(const Turn& at, bool apart, int pass, Words<K>& to) const {
     wait_at(filled + at.stage * sizeof(Barrier), at.round & 1);
     K::read(quarter + at.stage * SLOT, table, lane, apart, pass, to.a, to.by);
-  };
-  if (AHEAD) read(turn, 0, now);
-  int pass = 0;
-#pragma unroll 1
-  for (int b = 0; b < m.blocks;) {
-    if (!AHEAD) read(turn, pass, now);
+  }
+
+  // 128 columns, number b; `meanwhile` runs while the tensor cores multiply. last: nobody needs them again.
+  template <class Meanwhile>
+  __device__ __forceinline__ void add(float (&sum)[D], const Words<K>& now, int b, bool last, const Meanwhile& meanwhile) {
     const int place = RESIDENT ? b : turn.stage;
     const u64 x = operand_at(tokens + place * F::TOKEN_BYTES);
     float part[D];
@@ -80,10 +79,9 @@ __device__ __forceinline__ void multiply(float (&sum)[D], const Ring<F, R, RESID
 #pragma unroll
     for (int i = 0; i < 4 * K::TERMS; i++) wgmma(part, now.a[i / 4][i % 4], x | 2 * (i % 4), i);
     wgmma_commit();
-    const bool more = pass < last;  // of this tile
     Turn next = turn;
-    if (!more && ++next.stage == m.stages) next.stage = 0, next.round++;
-    if (AHEAD && (more || b + 1 < m.blocks)) read(next, more ? pass + 1 : 0, ahead);
+    if (last && ++next.stage == m.stages) next.stage = 0, next.round++;
+    meanwhile(next);
     wgmma_wait<0>();
 #pragma unroll
     for (int i = 0; i < 4 * K::TERMS; i++) hold(now.a[i / 4][i % 4]);
@@ -94,15 +92,52 @@ __device__ __forceinline__ void multiply(float (&sum)[D], const Ring<F, R, RESID
 #pragma unroll
       for (int j = 0; j < 4; j++) sum[i + j] = fmaf(part[i + j], s[j % 2] * now.by[j / 2], sum[i + j]);
     }
-    if (more) {
-      pass++;
-    } else {
+    if (last) {
       __syncwarp();
       if (threadIdx.x % 32 == 0) arrive_at(emptied + turn.stage * sizeof(Barrier));
-      pass = 0, b++;
     }
     turn = next;
-    if (AHEAD) now = ahead;
+  }
+};
+
+// Where there are MANY tokens the next words are widened while the tensor cores multiply, two turns written out so that none
+// change registers; elsewhere a stage is given back the sooner for not waiting for more. A tile that stands `apart` is gone
+// through as often as it has scales.
+template <class K, class F, class R, bool RESIDENT, int D>
+__device__ __forceinline__ void multiply(float (&sum)[D], const Ring<F, R, RESIDENT>& ring, const Work& m, bool apart,
+                                         const Lane& lane, Turn& turn) {
+  Product<K, F, R, RESIDENT, D> product(ring, m, lane, turn);
+#pragma unroll
+  for (int i = 0; i < D; i++) sum[i] = 0;
+  if constexpr (F::MANY && K::AHEAD) {
+    if (!apart) {
+      Words<K> one, other;
+      product.read(turn, false, 0, one);
+#pragma unroll 1
+      for (int b = 0; b < m.blocks; b += 2) {
+        product.add(sum, one, b, true, [&](const Turn& next) {
+          if (b + 1 < m.blocks) product.read(next, false, 0, other);
+        });
+        if (b + 1 == m.blocks) break;
+        product.add(sum, other, b + 1, true, [&](const Turn& next) {
+          if (b + 2 < m.blocks) product.read(next, false, 0, one);
+        });
+      }
+      return;
+    }
+  }
+  const int end = apart ? K::PASSES - 1 : 0;
+  int pass = 0;
+#pragma unroll 1
+  for (int b = 0; b < m.blocks;) {
+    Words<K> now;
+    product.read(turn, apart, pass, now);
+    product.add(sum, now, b, pass == end, [](const Turn&) {});
+    if (pass == end) {
+      pass = 0, b++;
+    } else {
+      pass++;
+    }
   }
 }
 

@@ -1,5 +1,5 @@
 // Tiles of 128 rows of FP8 weights and 128 or 256 tokens: what linear_fp8_wide.cu and linear_fp8_split.cu share. Two groups
-// of four warps have 64 rows each; four more warps feed them.
+// of four warps have 64 rows each and bring the scales of their own products; four more warps bring weights and tokens.
 #pragma once
 #include "common/formats.cuh"
 #include "common/wgmma.cuh"
@@ -8,7 +8,7 @@ constexpr int TILE = 128;             // rows, tokens of a piece, columns
 constexpr int PIECE = TILE * TILE;    // bytes
 constexpr int FEEDERS = 128, GROUP = 128, CONSUMERS = 2 * GROUP;  // threads
 constexpr int GROUP_ROWS = 64, D = 64;                            // of a group's product; its sums in a thread
-constexpr int MOST_STAGES = 8, FILLS = 2 + 32;  // who arrives at a full stage: two copies, a warp of scales
+constexpr int MOST_STAGES = 8, FILLS = 2;  // copies that a stage is filled by
 
 // groups: of rows, each of which has columns of its own of every token.
 struct Sizes {
@@ -48,19 +48,17 @@ struct Walk {
   }
 };
 
-// Stages of 128 columns each: weights, tokens, and the products of their scales as the threads of a group read them.
+// Stages of 128 columns each: weights and tokens.
 template <int PIECES>
 struct Ring {
-  static constexpr int BYTES = (1 + PIECES) * PIECE, TOKENS = PIECES * TILE;
+  static constexpr int BYTES = (1 + PIECES) * PIECE;
   Barrier *full, *empty;
   u8* data;
-  float* scale;
   int stages, stage = 0;
   u32 parity = 0;
 
   __device__ u8* weights() const { return data + stage * BYTES; }
   __device__ u8* tokens() const { return data + stage * BYTES + PIECE; }
-  __device__ float* scales() const { return scale + stage * TOKENS; }
   __device__ void await_full() const { full[stage].wait(parity); }
   __device__ void await_empty() const { empty[stage].wait(parity ^ 1); }  // true at once the first time
   __device__ void next() {
@@ -70,14 +68,13 @@ struct Ring {
 
 __device__ __forceinline__ void meet_group(int group) { asm volatile("bar.sync %0, 128;" ::"r"(1 + group) : "memory"); }
 
-// 128 columns of a group's rows times 128 tokens, from zero.
+// 128 columns of a group's rows times 128 tokens, from zero: under way until `wgmma_wait`.
 __device__ __forceinline__ void multiply(float (&part)[D], const u8* weights, const u8* tokens) {
   const u64 a = operand(weights), x = operand(tokens);
   wgmma_fence();
 #pragma unroll
   for (int k = 0; k < 4; k++) wgmma(part, a + 2 * k, x + 2 * k, k);
   wgmma_commit();
-  wgmma_wait<0>();
 }
 
 // `scales`: the four of the pairs of tokens that a thread has in two neighbouring eights, side by side.
@@ -98,12 +95,50 @@ __device__ __forceinline__ constexpr int scale_place(int token) {
   return (token / 16 * 4 + token % 8 / 2) * 4 + token / 8 % 2 * 2 + token % 2;
 }
 
-// Weights, tokens and scales of tile after tile, each by other warps.
+// The products of scales of a group's rows with the tokens of a tile. Each thread of the group brings those of one token of
+// a piece, a stage ahead; they change places by way of shared memory, where two stages have room.
 template <int PIECES>
-__device__ __forceinline__ void feed(Ring<PIECES> ring, const TensorMap& weight, const TensorMap& x, const u8* weight_scale,
-                                     const u8* x_scale, const Sizes& s, const Walk<PIECES * TILE>& each) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int group_rows = s.rows / s.groups, x_blocks = s.groups * s.blocks;
+struct Scales {
+  float* held;  // [2][PIECES * TILE], the group's own
+  const u8 *weight, *x;
+  int apart, there;  // bytes from piece to piece; pieces in which the thread's token exists
+  u32 by, codes[PIECES];
+
+  __device__ Scales(float* memory, int group) : held(memory + group * (2 * PIECES * TILE)) {}
+
+  __device__ __forceinline__ void start(const u8* weight_scale, const u8* x_scale, const Sizes& s, Place at, int first) {
+    const int own = at.row / (s.rows / s.groups) * s.blocks, wide = s.groups * s.blocks;
+    const int token = at.token + threadIdx.x % GROUP;
+    weight = weight_scale + static_cast<i64>(at.row / TILE) * s.blocks + first;
+    x = x_scale + static_cast<i64>(token) * wide + own + first;
+    apart = wide * TILE, there = token < s.tokens ? (s.tokens - token + TILE - 1) / TILE : 0;
+    load();
+  }
+  // Those of the next 128 columns on their way.
+  __device__ __forceinline__ void load() {
+    by = *weight++;
+#pragma unroll
+    for (int piece = 0; piece < PIECES; piece++) codes[piece] = piece < there ? x[piece * apart] : 0;
+    x++;
+  }
+  __device__ __forceinline__ const float* of(int turn, int piece) const {
+    return held + (turn % 2 * PIECES + piece) * TILE;
+  }
+  // What was loaded becomes visible to the group, and the next is loaded if there is `more`.
+  __device__ __forceinline__ void hand_over(int turn, bool more, int group) {
+#pragma unroll
+    for (int piece = 0; piece < PIECES; piece++)
+      const_cast<float*>(of(turn, piece))[scale_place(threadIdx.x % GROUP)] = ue8m0_float(codes[piece]) * ue8m0_float(by);
+    if (more) load();
+    meet_group(group);
+  }
+};
+
+// Weights and tokens of tile after tile, each by a thread of another warp.
+template <int PIECES>
+__device__ __forceinline__ void feed(Ring<PIECES> ring, const TensorMap& weight, const TensorMap& x, const Sizes& s,
+                                     const Walk<PIECES * TILE>& each) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group_rows = s.rows / s.groups;
   if (warp == 0 && lane == 0)
     each([&](Place at, int b) {
       ring.await_empty();
@@ -120,28 +155,5 @@ __device__ __forceinline__ void feed(Ring<PIECES> ring, const TensorMap& weight,
       copy_box(ring.tokens(), x, column, at.token, ring.full[ring.stage]);
       ring.next();
     });
-  if (warp >= 2) {
-    int turn = 0;
-    each([&](Place at, int b) {
-      if ((turn++ & 1) == (warp & 1)) {
-        const float by = ue8m0_float(weight_scale[static_cast<i64>(at.row / TILE) * s.blocks + b]);
-        const u8* const first = x_scale + at.row / group_rows * s.blocks + b;
-#pragma unroll 1
-        for (int piece = 0; piece < PIECES; piece++) {
-          const int token = at.token + piece * TILE + lane;
-          u32 codes[4];
-#pragma unroll
-          for (int q = 0; q < 4; q++)
-            codes[q] = token + 32 * q < s.tokens ? first[static_cast<i64>(token + 32 * q) * x_blocks] : 0;
-          if (piece == 0) ring.await_empty();
-          float* const to = ring.scales() + piece * TILE + scale_place(lane);
-#pragma unroll
-          for (int q = 0; q < 4; q++) to[q * scale_place(32)] = ue8m0_float(codes[q]) * by;
-        }
-        ring.full[ring.stage].arrive();  // every lane for itself: what it wrote is then seen by whoever waits
-      }
-      ring.next();
-    });
-  }
   __syncwarp();
 }
