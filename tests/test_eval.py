@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 
 import pytest
+import torch
 
 from dsv4.chat.events import Completion
 from dsv4.check import answers, evaluate
-from dsv4.check.answers import Answer, Ask, Result, Said, ask, judged, say, splits
-from dsv4.check.evaluate import grouped
+from dsv4.check.answers import Answer, Ask, Result, Said, Share, ask, judged, say, splits, together
+from dsv4.check.evaluate import Part, dealt, grouped, shared_out
 from dsv4.check.evaluate_report import failed, judged_bars
 from dsv4.check.questions import Question, Voice, modes, questions, rows, stretches
 from dsv4.check.score import Row, Score, wilson
@@ -214,6 +216,25 @@ def test_what_cannot_be_asked_is_said_and_not_skipped(llm: LLM, voice: Voice, mo
     assert "leaves no room" in str(too_long.why)
 
 
+@pytest.mark.parametrize("of", [2, 3])
+def test_shares_put_together_are_the_whole(llm: LLM, of: int) -> None:
+    """The second row has fewer items than there are shares, the others cannot be asked."""
+    wanted = [
+        Ask(Row("schema", False), Family(with_schema, says_it), 2),
+        Ask(Row("echo", True), ECHO, 7),
+        Ask(Row("echo", False), ECHO, 1),
+        Ask(Row("long_echo", False, 5000), LONG_ECHO, 2),
+    ]
+    whole = ask(llm, wanted, 0)
+    shares = [ask(llm, wanted, 0, Share(n, of)) for n in range(of)]
+    assert [len(share.results[1].answers) for share in shares] == {2: [4, 3], 3: [3, 2, 2]}[of]
+    found = together(shares)
+    assert found.seconds == max(share.seconds for share in shares)
+    assert found.draft.n > 0
+    assert found._replace(seconds=whole.seconds) == whole
+    assert together(shares[::-1]).results != whole.results  # planted: an order that is lost shows
+
+
 def test_splits_by_length_by_value_and_by_quarter() -> None:
     given = [
         Answer("k", length, "", 1, "stop", length != 5, {"depth": depth, "digits": 2, "size": length * 1.5})
@@ -237,6 +258,55 @@ def test_short_rows_are_asked_together_until_the_engine_is_busy() -> None:
     assert [[row.family for row in group] for group in grouped(few)] == [["a", "b", "c"], ["d", "e", "f"]]
     many = plan_of(rows, items=200, long_items=200, options=EngineOptions(max_sequences=8))
     assert grouped(many) == [(row,) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("jobs", "items", "shares"),
+    [(1, 500, 1), (2, 500, 1), (3, 500, 2), (4, 500, 2), (8, 500, 4), (9, 500, 5), (600, 40, 40)],
+)
+def test_rows_are_shared_out_where_there_are_more_processes_than_groups(jobs: int, items: int, shares: int) -> None:
+    needles = [Row("needle", thinking, 8192) for thinking in (True, False)]
+    plan = plan_of(needles, items=1, long_items=items, options=EngineOptions(max_sequences=16))
+    assert shared_out(plan, jobs) == [[Part((row,), share=Share(n, shares)) for n in range(shares)] for row in needles]
+
+
+def test_no_share_is_empty() -> None:
+    plan = plan_of(
+        [Row("a", True), Row("b", True, 1024)], items=2, long_items=3, options=EngineOptions(max_sequences=8)
+    )
+    assert [len(shares) for shares in shared_out(plan, 8)] == [3]
+    assert shared_out(plan_of([]), 8) == []
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "each"),
+    [
+        ("cuda", 3, ["cuda:0", "cuda:1", "cuda:2", "cuda:0", "cuda:1"]),
+        ("cuda", 1, ["cuda"] * 5),
+        ("cuda:1", 3, ["cuda:1"] * 5),
+        ("cpu", 3, ["cpu"] * 5),
+    ],
+)
+def test_processes_are_dealt_out_to_the_gpus(
+    device: str, gpus: int, each: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert dealt(device, 5) == each
+
+
+def test_a_process_loads_its_model_on_the_device_dealt_to_it(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[EngineOptions] = []
+    monkeypatch.setattr(LLM, "load", lambda model, options, dialect: loaded.append(options) or llm)
+    monkeypatch.setattr(evaluate, "work", lambda *_: None)
+    monkeypatch.setattr(evaluate, "_device", "")
+    monkeypatch.setattr(evaluate.gc, "freeze", lambda: None)
+    plan = plan_of([], options=EngineOptions(device="cuda", max_sequences=3))
+    devices = get_context("spawn").SimpleQueue()
+    devices.put("cuda:1")
+    evaluate._settle(devices)
+    for _ in range(2):
+        evaluate._apart(plan, Part())
+    assert loaded == [replace(plan.options, device="cuda:1")]
 
 
 def test_bars_are_met_not_met_not_measured_or_cannot_be_asked() -> None:

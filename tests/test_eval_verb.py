@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from typer.testing import CliRunner
 
 from dsv4.check import evaluate
 from dsv4.check.answers import Answer
+from dsv4.check.evaluate import Found, Part, Plan
 from dsv4.check.score import Row, Score
 from dsv4.cli import eval as verb
 from dsv4.errors import ConfigError, PromptError, RequestError
+from dsv4.llm import LLM
 from tests import PICO
 from tests.evaluations import evaluation, row_of
 
@@ -91,12 +94,28 @@ def test_the_verb_end_to_end(texts: str, monkeypatch: pytest.MonkeyPatch) -> Non
         assert shown in done.stderr
 
 
+def test_shares_find_what_the_whole_finds(texts: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three processes' parts, done in this one, the last first."""
+    parts: list[Part] = []
+
+    def backwards(plan: Plan, given: Sequence[Part], jobs: int) -> Iterator[tuple[Part, Found]]:
+        parts.extend(given)
+        return evaluate._one_by_one(LLM.load(plan.model, plan.options), plan, given[::-1])
+
+    monkeypatch.setattr(evaluate, "_SPEED_TOKENS", 4)
+    monkeypatch.setattr(evaluate, "_side_by_side", backwards)
+    given = (str(PICO), "--quick", "--items", "4", "--families", "add", "--texts", texts, "--json", "-", "--jobs")
+    whole, shared = (without_times(json.loads(run(*given, jobs).stdout)) for jobs in ("1", "3"))
+    assert [part.share for part in parts if part.rows and not part.mistaken] == [(0, 3), (1, 3), (2, 3)]
+    assert shared == whole
+
+
 @pytest.mark.slow
 def test_two_processes_find_what_one_finds(texts: str, tmp_path: Path) -> None:
     reports = []
     for jobs in ("1", "2"):
         path = tmp_path / f"{jobs}.json"
-        options = ("--items", "1", "--families", "capital", "--texts", texts, "--json", str(path), "--jobs", jobs)
+        options = ("--items", "3", "--families", "capital", "--texts", texts, "--json", str(path), "--jobs", jobs)
         assert "capital" in run(*options).stdout
         reports.append(json.loads(path.read_text(encoding="utf-8")))
     assert without_times(reports[0]) == without_times(reports[1])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Final, NamedTuple
 
 from dsv4.chat.parse import parse_completion
@@ -54,8 +55,20 @@ class Ask(NamedTuple):
     items: int
 
 
+class Share(NamedTuple):
+    """Of the items of each row: number `number`, and every `of`-th behind it."""
+
+    number: int
+    of: int
+
+
+WHOLE: Final = Share(0, 1)
+
+
 class Told(NamedTuple):
     """Rows whose items were asked side by side, the seconds they took together, and the draft's guesses in these.
+
+    Seconds of rows that were shared out are those of the share that took longest.
 
     `draft`: all its guesses, of which those are right that the model chose as well; of first guesses alone, if the
     engine makes one a step.
@@ -74,9 +87,9 @@ class Said(NamedTuple):
     finish: str
 
 
-def ask(llm: LLM, wanted: Sequence[Ask], seed: int) -> Told:
-    """Put held-out questions to a model that has nothing else to do."""
-    drawn = [_drawn(llm, one, seed) for one in wanted]
+def ask(llm: LLM, wanted: Sequence[Ask], seed: int, share: Share = WHOLE) -> Told:
+    """Put held-out questions, or a share of them, to a model that has nothing else to do."""
+    drawn = [_drawn(llm, one, seed, share) for one in wanted]
     start, before = time.perf_counter(), (llm.engine.confirmed, llm.engine.drafted)
     told = iter(say(llm.engine, [question for asked in drawn if isinstance(asked, list) for question in asked]))
     seconds = time.perf_counter() - start
@@ -90,15 +103,31 @@ def ask(llm: LLM, wanted: Sequence[Ask], seed: int) -> Told:
     return Told(tuple(results), seconds, draft)
 
 
-def _drawn(llm: LLM, wanted: Ask, seed: int) -> list[Question] | str:
-    """The questions, or why this model cannot be asked them."""
+def together(shares: Sequence[Told]) -> Told:
+    """What all shares of some rows, in their order, found: as if the rows had been asked at once."""
+    results = tuple(map(_dealt_back, *(told.results for told in shares)))
+    draft = Score(sum(told.draft.right for told in shares), sum(told.draft.n for told in shares))
+    return Told(results, max(told.seconds for told in shares), draft)
+
+
+def _dealt_back(*shares: Result) -> Result:
+    """One row's answers in the order of its items: a share has as many as the one before it, or one less."""
+    turns = zip_longest(*(share.answers for share in shares))
+    return replace(shares[0], answers=tuple(answer for turn in turns for answer in turn if answer))
+
+
+def _drawn(llm: LLM, wanted: Ask, seed: int, share: Share) -> list[Question] | str:
+    """The questions of a share, or why this model cannot be asked all of the row's: each share gives the same reason.
+
+    All are drawn for every share, since what is drawn depends on what was drawn before.
+    """
     try:
         asked = questions(wanted.row, wanted.family, Voice(llm.dialect, llm.tokenizer), wanted.items, seed)
         for question in asked:
             llm.engine.check(question.prompt)
     except (PromptError, RequestError) as error:
         return str(error)
-    return asked
+    return asked[share.number :: share.of]
 
 
 def say(engine: Engine, asked: Iterable[Question]) -> list[Said]:

@@ -13,13 +13,15 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import chain
 from multiprocessing import get_context
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import torch
 
-from dsv4.check.answers import Ask, Result, Told, ask
+from dsv4.check.answers import WHOLE, Ask, Result, Share, Told, ask, together
 from dsv4.check.malformed import Damage, damages
 from dsv4.check.perplexity import Loss, encoded, measure, read_texts, unigram_nats
 from dsv4.check.questions import rows
@@ -64,11 +66,15 @@ class Plan:
 
 
 class Part(NamedTuple):
-    """A piece of the work: rows whose items are asked side by side, mistakes or none, or the texts of one source."""
+    """A piece of the work: rows whose items are asked side by side, mistakes or none, or the texts of one source.
+
+    `share` of the items of rows without mistakes.
+    """
 
     rows: tuple[Row, ...] = ()
     source: str = ""
     mistaken: bool = False
+    share: Share = WHOLE
 
 
 class Reading(NamedTuple):
@@ -136,12 +142,16 @@ def options_for(config: ModelConfig, planned: Sequence[Row], asked: EngineOption
 
 
 def evaluate(llm: LLM, plan: Plan, jobs: int, show: Callable[[int, int], None]) -> Evaluation:
-    """Run a plan on the model loaded for it, or in `jobs` processes that each load it. `show`: parts done, of all."""
+    """Run a plan on the model loaded for it, or in `jobs` processes that each load it. `show`: parts done, of all.
+
+    The processes are dealt out to the GPUs that there are, if the plan's options say no more than "cuda".
+    """
     start = time.perf_counter()
     speed = one_alone(llm)
     sources = dict.fromkeys(text.source for text in read_texts(plan.texts))
     short = tuple(row for row in plan.rows if not row.context)
-    parts = [*(Part(source=source) for source in sources), *(Part(rows) for rows in grouped(plan))]
+    groups = shared_out(plan, jobs)
+    parts = [*(Part(source=source) for source in sources), *chain.from_iterable(groups)]
     parts += [Part(short, mistaken=True)] if short else []
     done: dict[Part, Found] = {}
     try:
@@ -152,7 +162,7 @@ def evaluate(llm: LLM, plan: Plan, jobs: int, show: Callable[[int, int], None]) 
         got = f"{jobs} processes with a cache of {plan.options.max_sequences} sequences each"
         raise RequestError("the device's memory is full", got=got, do="lower --jobs or --max-sequences") from None
     ordered = [done[part] for part in parts]
-    told = tuple(found for found in ordered if isinstance(found, Told))
+    told = tuple(together([found for part in group if isinstance(found := done[part], Told)]) for group in groups)
     readings = tuple(found for found in ordered if isinstance(found, Reading))
     mistaken = tuple(damage for found in ordered if isinstance(found, Damaged) for damage in found.damages)
     return Evaluation(plan, told, readings, mistaken, speed, time.perf_counter() - start)
@@ -168,13 +178,27 @@ def grouped(plan: Plan) -> list[tuple[Row, ...]]:
     return [tuple(group) for group in groups if group]
 
 
+def shared_out(plan: Plan, jobs: int) -> list[list[Part]]:
+    """A group of rows each: one part, or several where there are more processes than groups. None is without items."""
+    groups = grouped(plan)
+    counts = [min(-(-jobs // len(groups)), max(map(plan.items_of, rows))) for rows in groups]
+    return [[Part(rows, share=Share(n, of)) for n in range(of)] for rows, of in zip(groups, counts, strict=True)]
+
+
+def dealt(device: str, jobs: int) -> list[str]:
+    """A device for each process: where "cuda" leaves open which of several GPUs, these in turn."""
+    gpus = torch.cuda.device_count() if device == "cuda" else 1
+    return [f"cuda:{n % gpus}" if gpus > 1 else device for n in range(jobs)]
+
+
 def work(llm: LLM, plan: Plan, part: Part) -> Found:
     """Do one part of a plan."""
     if part.mistaken:
         asked = [(row, FAMILIES[row.family]) for row in part.rows]
         return Damaged(tuple(damages(llm, asked, -(-plan.items // _DAMAGED), plan.seed)))
     if part.rows:
-        return ask(llm, [Ask(row, FAMILIES[row.family], plan.items_of(row)) for row in part.rows], plan.seed)
+        wanted = [Ask(row, FAMILIES[row.family], plan.items_of(row)) for row in part.rows]
+        return ask(llm, wanted, plan.seed, part.share)
     start = time.perf_counter()
     texts = encoded(read_texts(plan.texts), llm.tokenizer, plan.tokens, plan.piece)
     own = [(text, ids) for text, ids in texts if text.source == part.source]
@@ -205,7 +229,11 @@ def _one_by_one(llm: LLM, plan: Plan, parts: Iterable[Part]) -> Iterator[tuple[P
 
 def _side_by_side(plan: Plan, parts: Iterable[Part], jobs: int) -> Iterator[tuple[Part, Found]]:
     """The longest parts first, so that no process is left alone with one at the end."""
-    pool = ProcessPoolExecutor(jobs, get_context("spawn"))
+    spawn = get_context("spawn")
+    devices = spawn.SimpleQueue()
+    for device in dealt(plan.options.device, jobs):
+        devices.put(device)
+    pool = ProcessPoolExecutor(jobs, spawn, _settle, (devices,))
     try:
         futures = {pool.submit(_apart, plan, part): part for part in sorted(parts, key=_weight, reverse=True)}
         for future in as_completed(futures):
@@ -216,8 +244,17 @@ def _side_by_side(plan: Plan, parts: Iterable[Part], jobs: int) -> Iterator[tupl
         pool.shutdown(cancel_futures=True)
 
 
+_device = ""  # this process's, one of those that work for another
+
+
+def _settle(devices: SimpleQueue[str]) -> None:
+    """Take a device. It is named to all that loads and runs, because torch's current device is a thread's own."""
+    global _device
+    _device = devices.get()
+
+
 def _apart(plan: Plan, part: Part) -> Found:
-    return work(_loaded(plan.model, plan.options, plan.dialect), plan, part)
+    return work(_loaded(plan.model, replace(plan.options, device=_device), plan.dialect), plan, part)
 
 
 @cache

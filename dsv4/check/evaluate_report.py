@@ -39,7 +39,7 @@ def answer_tokens(found: Evaluation) -> int:
 
 
 def asking_seconds(found: Evaluation) -> float:
-    """Seconds of all groups of questions, prompts included, whether or not several processes shared them."""
+    """Seconds of all groups of questions, prompts included, one group after another, whatever ran side by side."""
     return sum(told.seconds for told in found.told)
 
 

@@ -60,7 +60,7 @@ def evaluate(
     device: Annotated[str, typer.Option(help="where the references run")] = "cpu",
     max_sequences: Annotated[int | None, typer.Option(help="requests side by side (16; 64 on a GPU)")] = None,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="processes; without it, one a core for a narrow model")
+        int | None, typer.Option(min=1, help="processes, shared among GPUs; one a core for a narrow model")
     ] = None,
 ) -> None:
     """Ask held-out items of every family, read held-out texts, and hold the scores against their bars."""
