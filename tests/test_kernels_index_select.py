@@ -18,12 +18,13 @@ CPU = torch.device("cpu")
 
 
 def plans(width: int) -> list[Plan]:
-    """Launches that have room for a row, of blocks of 256 threads: alone, in clusters, and reading again."""
-    found = []
-    for blocks, kernels in ((1, select._ALONE), (2, select._CLUSTER), (4, select._CLUSTER)):
-        found += [Plan(kernel, blocks, 256, n) for n, kernel in kernels.items() if blocks * n * 1024 >= width]
-    streamed = [Plan(select._STREAMED, blocks, 256, -(-width // (1024 * blocks))) for blocks in (2, 4)]
-    return found + streamed
+    """Launches that have room for a row: alone, and as teams whose lists have much, little and no room to spare; of few
+    threads, so that these find several bounds."""
+    found = [Plan(kernel, 1, 256) for n, kernel in select._ALONE.items() if n * 1024 >= width]
+    for blocks, threads in ((2, 256), (4, 256), (2, 64), (4, 32)):
+        if blocks * threads * 4 * select.MOST_ROUNDS >= width:
+            found += [Plan(select._TEAM, blocks, threads, room) for room in (select.LISTED // blocks, 150, 0)]
+    return found
 
 
 def selected(launch: Plan, scores: Tensor, visible: Tensor, k: int) -> Tensor:
@@ -42,7 +43,7 @@ def disagreeing(kind: str, width: int, k: int, launches: list[Plan]) -> list[Pla
 
 @pytest.mark.parametrize("kind", ROWS)
 def test_launches_agree(kind: str) -> None:
-    assert disagreeing(kind, 3000, 512, plans(3000)[::3]) == []
+    assert disagreeing(kind, 3000, 512, plans(3000)[::2]) == []
 
 
 @pytest.mark.slow
@@ -54,15 +55,16 @@ def test_all_launches_agree(kind: str, width: int) -> None:
 
 
 @pytest.mark.slow
-def test_many_rounds_of_a_row_that_is_read_again() -> None:
-    """The most that there are, and the same of a row that is not a multiple of anything."""
+def test_many_rounds() -> None:
+    """The most that there are, and the same of a row that is not a multiple of anything: listed, and read again."""
     for width in (32 * 4 * 1024, 31 * 2 * 1024 - 3):
         blocks = 4 if width % 4 == 0 else 2
-        scores = normal("long", 1, width)
-        scores[0, ::3] = 2.5
-        launch = Plan(select._STREAMED, blocks, 256, select.MOST_ROUNDS)
-        visible = torch.tensor([width])
-        assert torch.equal(selected(launch, scores, visible, 1024), select_rows.reference(scores, visible, 1024))
+        for ties in (3, width):
+            scores = normal("long", 1, width)
+            scores[0, ::ties] = 2.5
+            launch = Plan(select._TEAM, blocks, 256, select.LISTED // blocks)
+            visible = torch.tensor([width])
+            assert torch.equal(selected(launch, scores, visible, 1024), select_rows.reference(scores, visible, 1024))
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 64, 8192])
@@ -70,14 +72,16 @@ def test_a_plan_has_room_for_every_row(tokens: int, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(select.rows, "multiprocessors", lambda device: 132)
     for most in (8, 16):
         monkeypatch.setattr(select, "largest_cluster", lambda device, most=most: most)
-        for width in (1, 1024, 1025, 4096, 4097, 16_384, 16_385, 40_000, 65_536, 65_537, 131_073, 262_144, 262_145):
+        for width in (1, 1024, 1025, 4096, 4097, 16_384, 16_385, 40_000, 65_536, 65_537, 262_145, most * 131_072):
             found = plan(tokens, width, CPU)
-            assert 4 * found.threads * found.blocks * found.rounds >= width
+            team = found.kernel is select._TEAM
+            rounds = select.MOST_ROUNDS if team else int(found.kernel.name.rsplit("_")[-1])
+            assert 4 * found.threads * found.blocks * rounds >= width
             assert 1 <= found.blocks <= most
             assert found.blocks & (found.blocks - 1) == 0
-            assert found.rounds <= select.MOST_ROUNDS
-            assert (found.blocks > 1) == (found.kernel not in select._ALONE.values())
-            assert found.kernel is select._STREAMED or found.kernel.name.endswith(str(found.rounds))
+            assert found.threads in (256, 512, 1024)
+            assert (found.blocks > 1) == team
+            assert found.room * found.blocks == (select.LISTED if team else 0)
 
 
 @pytest.mark.slow

@@ -12,43 +12,39 @@ from dsv4.kernels.launch import Kernel, need
 from dsv4.kernels.mhc_accepts import largest_cluster
 from dsv4.ops.index import select_rows
 
-_THREADS: Final = 1024  # of a block; four scores a thread and round
-_FEW: Final = 256  # where one round of these has room for all
+_THREADS: Final = 1024  # of a block, at most; four scores a thread and round
 _HELD: Final = (1, 2, 4)  # rounds that a thread keeps
-MOST_ROUNDS: Final = 32  # csrc/select.cu
+MOST_ROUNDS: Final = 32  # of a block of a team, csrc/select.cu
+LISTED: Final = 8192  # places of a team's list
+_TEAM_BYTES: Final = 86_800  # of shared memory, csrc/select.cu
 
-_SIGNATURE: Final = "p l p i i i i p"
+_SIGNATURE: Final = "p l p i i i i i p"
 _ALONE: Final = {n: Kernel("select.cu", f"select_alone_{n}", _SIGNATURE) for n in _HELD}
-_CLUSTER: Final = {n: Kernel("select.cu", f"select_cluster_{n}", _SIGNATURE) for n in _HELD}
-_STREAMED: Final = Kernel("select.cu", "select_streamed", _SIGNATURE)
+_TEAM: Final = Kernel("select.cu", "select_team", _SIGNATURE)
 
 
 class Plan(NamedTuple):
-    """A launch of select.cu: blocks of a token, threads of a block, and how often those look at four scores each."""
+    """A launch of select.cu: blocks of a token, threads of a block, and keys that a list holds of a block at most."""
 
     kernel: Kernel
     blocks: int
     threads: int
-    rounds: int
+    room: int = 0
 
 
 def plan(tokens: int, width: int, device: torch.device) -> Plan:
     """For the scores of so many candidates. No choice here changes a result."""
-    if width <= 4 * _FEW:
-        return Plan(_ALONE[1], 1, _FEW, 1)
-    parts, most = -(-width // (4 * _THREADS)), largest_cluster(device)
+    parts = -(-width // (4 * _THREADS))
+    if parts <= 1:
+        return Plan(_ALONE[1], 1, next(n for n in (256, 512, _THREADS) if 4 * n >= width))
     if parts <= _HELD[-1]:
-        return Plan(_ALONE[_holding(parts)], 1, _THREADS, _holding(parts))
-    if parts > most * _HELD[-1]:
-        return Plan(_STREAMED, most, _THREADS, -(-parts // most))
-    spread = tokens * min(parts, most) <= rows.multiprocessors(device)
-    rounds = _holding(-(-parts // most)) if spread else _HELD[-1]
-    blocks = 1 << (-(-parts // rounds) - 1).bit_length()
-    return Plan(_CLUSTER[rounds], max(2, blocks), _THREADS, rounds)
-
-
-def _holding(parts: int) -> int:
-    return next(n for n in _HELD if n >= parts)
+        return Plan(_ALONE[next(n for n in _HELD if n >= parts)], 1, _THREADS)
+    most, blocks = largest_cluster(device), 2
+    while blocks < most and (
+        blocks * MOST_ROUNDS < parts or (blocks < parts and 2 * blocks * tokens <= rows.multiprocessors(device))
+    ):
+        blocks *= 2
+    return Plan(_TEAM, blocks, _THREADS, LISTED // blocks)
 
 
 def _refuse_select(scores: Tensor, visible: Tensor, k: int) -> str | None:
@@ -69,8 +65,9 @@ def _select_rows(scores: Tensor, visible: Tensor, k: int) -> Tensor:
     need(visible, "visible", shape=(tokens,), dtype=torch.int64, device=scores.device)
     columns = min(k, width)
     chosen = torch.empty(tokens, columns, dtype=torch.int64, device=scores.device)
-    kernel, blocks, threads, rounds = plan(tokens, width, scores.device)
-    grid, cluster = tokens * blocks if columns else 0, blocks if blocks > 1 else 0
-    given = (scores, scores.stride(0), visible, width, columns, blocks, rounds, chosen)
-    kernel(grid, threads, *given, cluster=cluster, pdl=True)
+    kernel, blocks, threads, room = plan(tokens, width, scores.device)
+    ahead = int(tokens * blocks <= rows.multiprocessors(scores.device))  # a wait less, and some bytes more
+    given = (scores, scores.stride(0), visible, width, columns, blocks, room, ahead, chosen)
+    cluster, smem = (blocks, _TEAM_BYTES) if blocks > 1 else (0, 0)
+    kernel(tokens * blocks if columns else 0, threads, *given, smem=smem, cluster=cluster, pdl=True)
     return chosen

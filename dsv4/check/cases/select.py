@@ -41,6 +41,7 @@ def _select() -> Iterator[Case]:
         for width, k in ((1500, 100), (1500, 512), (1500, 1024), (5000, 512)):
             make = partial(_alike, row, width, k)
             yield case(name=f"{name}, {k} of {width}", make=make, size="full" if width == 5000 else "small")
+    yield case(name="all equal, 1 of 1500", make=partial(_alike, ROWS["all equal"], 1500, 1))
     for k in (1, 3, 127, 128, 129, 511, 512, 513, 700):
         yield case(name=f"{k} of counts about it", make=partial(_about, k))
     for name, width in (("no multiple of four", 701), ("one", 1), ("fewer than are picked", 40), ("none", 0)):

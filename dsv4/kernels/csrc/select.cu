@@ -1,302 +1,327 @@
 // The k best of a token's scores, ascending by index, the lowest index among equals: select_rows.
 //
-// Moves   the visible scores once, 1 MiB of 262,144, mostly out of the second cache: the indexer has just written them.
-// Form    a team of up to 16 blocks a token; every thread holds four neighbours of each of its rounds as ordered keys.
-//         The team takes `threads * 4` scores of a block after another's, so that all see each part of the context.
+// Moves   the visible scores once, 1 MiB of 262,144: with few tokens out of the second cache, as the indexer has just
+//         written them.
+// Form    Up to 16,384 keys: one block, each key in a register. More: a team of 2 to 16 blocks, as many as there are
+//         multiprocessors for. Its warps take 128 neighbours in turn, so that all blocks see each part of the context.
 //
-//         1  Bound. As many groups of threads as are picked, or more: the least of their largest keys is no larger than
-//            the k-th, and so close to it that a hundredth of random keys remain.
-//         2  Passes. Between bound and largest key, 256 bins of equal width; the bin of the k-th becomes the range. Each
-//            block counts its keys, and sends its bins to all, who then find the same. Ends where all keys of the range
-//            are picked, or are equal: after one or two passes of random keys, four at most, none if all are equal.
-//         3  Places. A key's place is how many picked ones have a lower index: counted in lanes, warps and blocks.
+//         1  Bound, of a team. Of up to 2,048 groups of keys, the k-th of their largest, rounded down to a bin: no larger
+//            than the k-th key, and so close to it that few more than k random keys remain. Found once a thread has seen
+//            16 keys, whenever it has seen twice as many since, and at the end. Each takes a meeting of the team.
+//         2  List, of a team. Keys from the bound up go to all blocks, with their indices, and the team meets for the last
+//            time. A key below costs two or three instructions, since four neighbours are looked at as one, as floats:
+//            many tokens wait for memory alone.
+//         3  Passes. From the bound to the largest key, as many bins of equal width as a block has threads; the bin of the
+//            k-th becomes the range. Ends where all keys of the range are picked, after two or three passes of random
+//            keys. Where equal keys are left over, the same over their indices.
+//         4  Places. A bit for each key says whether it is picked, and the bits before it where it goes.
 //
-// A launch of other shape finds the same. Counts are integers, so no order matters. Equal keys meet in eight copies of a
-// bin, by lane: 16,384 additions of a block to one word would take longer than all else.
+//         A list without room for a block's keys (rising scores, more equal ones than fit) is forgotten: each pass reads the
+//         scores again, and the team adds up its bins.
 //
-// Versions tried: none has been measured.
+// A launch of other shape finds the same: counts are integers, and no order within a list matters.
+//
+// Versions tried: one kept all keys in registers, met once a pass and once before the places, and gave 16 blocks to a token
+// however many there were: a hundred instructions a key. This one has not been measured.
 //
 // arch: sm_90a sm_100a sm_103a sm_120a
 #include "common/best.cuh"
-#include "common/team.cuh"
+#include "common/picks.cuh"
 
-constexpr int BITS = 8, BINS = 1 << BITS, COPIES = 8;
-constexpr int MOST_BLOCKS = 16, MOST_ROUNDS = 32, WARPS = 32;
+constexpr int MOST_THREADS = BINS, MOST_BLOCKS = 16, CHUNK = 128;
+constexpr int BATCH = 4;                     // rounds that a thread of a team loads at once
+constexpr int PART = 32 * 4 * MOST_THREADS;  // keys of a block of a team, at most
+constexpr int GROUPS = 2048, LISTED = 8192, TEAM_BYTES = 86'800;
 
-// What is left to look at: keys from lo to hi, of which the `need` best are picked, as all above them.
-struct Range {
-  u32 lo, hi, need, count;
+struct TeamScratch : Scratch<PART> {  // `bits` are first the groups' largest keys, twice: those of the next bound come early
+  u32 found, counts[MOST_BLOCKS];     // listed keys
+  alignas(16) u64 list[LISTED];       // of each block a part: key and index. Then bins of each block
 };
+static_assert(sizeof(TeamScratch) <= TEAM_BYTES && 2 * GROUPS <= PART / 32);
+static_assert(MOST_BLOCKS * BINS * sizeof(u32) <= LISTED * sizeof(u64));
 
-template <int MOST>
-struct Scratch {
-  alignas(16) u32 bins[BINS * COPIES];
-  u32 all[2][MOST][BINS];
-  u32 ends[MOST][2];
-  u32 totals[MOST_ROUNDS * MOST];  // of a round of a block: picked for sure in the low half, equal to the last above
-  u32 warps[MOST_ROUNDS][WARPS];   // the same of a warp, then of the warps before it
-  u32 before[MOST_ROUNDS][2];      // of the rounds and blocks before
-  u32 sums[BINS / 32];
-  Range range;
-};
-
-__device__ __forceinline__ u32 scanned(u32 v) {
-  const int lane = threadIdx.x % 32;
-#pragma unroll
-  for (int by = 1; by < 32; by *= 2) {
-    const u32 left = __shfl_up_sync(ALL_LANES, v, by);
-    if (lane >= by) v += left;
-  }
-  return v;
-}
-
-__device__ __forceinline__ u32 warp_total(u32 v) {
-#pragma unroll
-  for (int other = 16; other; other >>= 1) v += __shfl_xor_sync(ALL_LANES, v, other);
-  return v;
+// The larger one, or the one that is a number.
+__device__ __forceinline__ float larger(float a, float b) {
+#ifdef __CUDA_ARCH__
+  return fmaxf(a, b);
+#else  // whose fmaxf lets some NaNs through
+  return b != b || a > b ? a : b;
+#endif
 }
 
 // Where a thread's scores are, of a row of which n are visible.
 struct Row {
   const float* scores;
-  int n, step, first;  // between rounds, and of the first one
-  bool fours;          // can be loaded at once
+  int first, step;  // of the first round, and between rounds
+  bool fours;       // can be loaded at once
 
   __device__ int at(int round) const { return first + round * step; }
 
-  // What is not there is read elsewhere: no branch stands between the loads.
-  __device__ void fetch(int round, float (&v)[4]) const {
+  // What is not among the first `limit` is read elsewhere: no branch stands between the loads.
+  __device__ void fetch(int round, int limit, float (&v)[4]) const {
     const int from = at(round);
     if (fours) {
-      const uint4 four = load16_once(scores + (from < n ? from : 0));
+      const uint4 four = load16_once(scores + (from < limit ? from : 0));
       v[0] = __uint_as_float(four.x), v[1] = __uint_as_float(four.y);
       v[2] = __uint_as_float(four.z), v[3] = __uint_as_float(four.w);
     } else {
 #pragma unroll
-      for (int i = 0; i < 4; i++) v[i] = load4_once(scores + min(from + i, n - 1));
+      for (int i = 0; i < 4; i++) v[i] = load4_once(scores + (from + i < limit ? from + i : 0));
     }
   }
-
-  // Key 0 is nobody's.
-  __device__ void order(int round, const float (&v)[4], u32 (&key)[4]) const {
+  template <int ROUNDS>
+  __device__ void fetch(int round, int limit, float (&v)[ROUNDS][4]) const {
 #pragma unroll
-    for (int i = 0; i < 4; i++) key[i] = at(round) + i < n ? order_key(v[i]) : 0;
+    for (int j = 0; j < ROUNDS; j++) fetch(round + j, limit, v[j]);
+  }
+
+  // From far away to the second cache, a line by one of the eight lanes that share it.
+  template <int ROUNDS>
+  __device__ void expect(int round, int limit) const {
+#pragma unroll
+    for (int j = 0; j < ROUNDS; j++)
+      if (threadIdx.x % 8 == 0 && at(round + j) < limit) prefetch(scores + at(round + j));
   }
 };
 
-// Keys that stay in registers.
+__device__ __forceinline__ int seen(const i64* visible, i64 token, int width) {
+  return static_cast<int>(max(min(load8_once(visible + token), static_cast<i64>(width)), 0ll));
+}
+
+// Keys that stay in registers. Key 0 is nobody's.
 template <int ROUNDS>
 struct Held {
+  const Row row;
   u32 key[ROUNDS][4];
-  static constexpr int rounds = ROUNDS;
 
-  __device__ Held(const Row& row, int) {
-    float v[ROUNDS][4];  // all on their way before one is looked at
+  __device__ Held(const Row& row, int n, const float (&v)[ROUNDS][4]) : row(row) {
 #pragma unroll
-    for (int j = 0; j < ROUNDS; j++) row.fetch(j, v[j]);
+    for (int j = 0; j < ROUNDS; j++) {
 #pragma unroll
-    for (int j = 0; j < ROUNDS; j++) row.order(j, v[j], key[j]);
+      for (int i = 0; i < 4; i++) key[j][i] = row.at(j) + i < n ? order_key(v[j][i]) : 0;
+    }
   }
   template <class F>
   __device__ __forceinline__ void each(const F& f) const {
 #pragma unroll
-    for (int j = 0; j < ROUNDS; j++) f(j, key[j]);
+    for (int j = 0; j < ROUNDS; j++) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) f(key[j][i], row.at(j) + i);
+    }
   }
 };
 
-// Keys that are read again whenever they are looked at.
+// Keys that are read again whenever they are looked at, up to index `end`.
 struct Streamed {
   const Row row;
-  const int rounds;
+  int end;
 
-  __device__ Streamed(const Row& row, int rounds) : row(row), rounds(rounds) {}
   template <class F>
   __device__ __forceinline__ void each(const F& f) const {
 #pragma unroll 1
-    for (int j = 0; j < rounds; j++) {
+    for (int j = 0; row.at(j) < end; j++) {
       float v[4];
-      u32 key[4];
-      row.fetch(j, v);
-      row.order(j, v, key);
-      f(j, key);
+      row.fetch(j, end, v);
+#pragma unroll
+      for (int i = 0; i < 4; i++)
+        if (row.at(j) + i < end) f(order_key(v[i]), row.at(j) + i);
     }
   }
 };
 
-// A range that holds the k-th key, and all keys in it or below.
-template <class Keys, class Team, class Scratch>
-__device__ __forceinline__ Range bounds(const Keys& keys, const Team& team, Scratch& s, int k) {
-  const int lane = team.thread % 32, warp = team.thread / 32, warps = team.threads / 32;
+// Keys of a team's list, of which each block has `room` places. Warps take 32 in turn, of one block after another.
+struct Listed {
+  const u64* list;
+  const u32* counts;
+  int room, most, blocks, warp, warps;  // most: keys of a block
+
+  template <class F>
+  __device__ __forceinline__ void each(const F& f) const {
+    const int log = 31 - __clz(blocks);
+#pragma unroll 1
+    for (int i = warp; (i >> log) * 32 < most; i += warps) {
+      const int block = i & (blocks - 1), at = (i >> log) * 32 + threadIdx.x % 32;
+      if (at >= static_cast<int>(counts[block])) continue;
+      const u64 entry = list[block * room + at];
+      f(static_cast<u32>(entry >> 32), static_cast<int>(entry & 0xFFFFFFFF));
+    }
+  }
+};
+
+// All n of a row.
+template <class Team>
+__device__ __forceinline__ void all(int n, int columns, const Team& team, i64* out) {
+  for (int i = team.rank * team.threads + team.thread; i < columns; i += team.size * team.threads) out[i] = i < n ? i : -1;
+}
+
+// out: [tokens, columns]; columns is k or less. ahead: read before it is known how many are visible.
+struct Given {
+  const float* scores;
+  i64 stride;
+  const i64* visible;
+  int width, columns, blocks, room, ahead;
+  i64* out;
+
+  template <class Team>
+  __device__ __forceinline__ Row row(const Team& team, int first, int step) const {
+    return {scores + team.token * stride, first, step, aligned(scores, stride * 4, 16) && width % 4 == 0};
+  }
+};
+
+template <int ROUNDS>
+__device__ __forceinline__ void by_one(const Given& g, Scratch<ROUNDS * 4 * MOST_THREADS>* scratches) {
+  const Team<1, Scratch<ROUNDS * 4 * MOST_THREADS>> team(1);
+  auto& s = team.scratch(scratches);
+  pdl_trigger();
+  s.bins[team.thread] = 0;
+  for (int i = team.thread; i < ROUNDS * 4 * team.threads / 32; i += team.threads) s.bits[i] = 0;
+  if (team.thread == 0) s.before = 0;
+  const Row row = g.row(team, team.thread * 4, team.threads * 4);
+  i64* const out = g.out + team.token * g.columns;
+  pdl_wait();
+  float v[ROUNDS][4];
+  int limit = g.width;
+  if (!g.ahead) limit = seen(g.visible, team.token, g.width);
+  row.fetch(0, limit, v);
+  const int n = seen(g.visible, team.token, g.width);
+  if (n <= g.columns) return all(n, g.columns, team, out);
+
+  // As many groups of threads as are picked: the least of their largest keys is a bound.
+  const Held<ROUNDS> keys(row, n, v);
   u32 own = 0;
-  keys.each([&](int, const u32(&key)[4]) {
-#pragma unroll
-    for (int i = 0; i < 4; i++) own = max(own, key[i]);
-  });
-  u32 group = own;
-  int groups = 32;  // of a warp
-  for (int other = 1; other < 32 && team.size * warps * groups / 2 >= k; other *= 2) {
+  keys.each([&](u32 key, int) { own = max(own, key); });
+  u32 group = team.threads < g.columns ? 0 : own;
+  for (int other = 1; other < 32 && team.threads / (2 * other) >= g.columns; other *= 2)
     group = max(group, __shfl_xor_sync(ALL_LANES, group, other));
-    groups /= 2;
+  const Range range = extent(group, own, g.columns, team, s);
+  places<false>(keys, picked<false>(keys, range, n, team, s), 0, n, team, s, out);
+}
+
+// From the k-th of the largest keys of groups, rounded down, to the largest of all.
+template <class Team>
+__device__ __forceinline__ Range bound(u32 own, int k, int turn, const Team& team, TeamScratch& s) {
+  int log = 0;
+  while (team.size * team.threads >> log > GROUPS) {
+    own = max(own, __shfl_xor_sync(ALL_LANES, own, 1 << log));
+    log++;
   }
-  if (team.size * warps * groups < k) group = 0;
-  const u32 least = ~group_max<32>(~group), top = group_max<32>(own);
-  if (lane == 0) s.warps[0][warp] = least, s.warps[1][warp] = top;
-  team.sync();
-  team.begun();
-  if (warp == 0) {
-    const u32 low = ~group_max<32>(lane < warps ? ~s.warps[0][lane] : 0);
-    const u32 high = group_max<32>(lane < warps ? s.warps[1][lane] : 0);
-    if (lane < team.size) team.put(&s.ends[team.rank][0], low, lane), team.put(&s.ends[team.rank][1], high, lane);
-  }
+  u32* const largest = s.bits + turn * GROUPS;
+  const int groups = team.size * team.threads >> log, lanes = 1 << log;
+  u32* const place = largest + ((team.rank * team.threads + team.thread) >> log);
+  for (int block = team.thread & (lanes - 1); block < team.size; block += lanes) team.put(place, own, block);
   team.meet();
-  const u32 low = ~group_max<32>(lane < team.size ? ~s.ends[lane][0] : 0);
-  const u32 high = group_max<32>(lane < team.size ? s.ends[lane][1] : 0);
-  return {max(low, 1u), high, static_cast<u32>(k), 0};
+  const auto each = [&](const auto& f) {
+    for (int i = team.thread; i < groups; i += team.threads) f(largest[i]);
+  };
+  u32 low = ~0u, high = 0;
+  each([&](u32 key) { low = min(low, key ? key : ~0u), high = max(high, key); });  // a group may have none
+  const Range range = extent(low, high, k, team, s);
+  return {narrowed<false>(range, team, s, each).lo, range.hi, range.need, 0};
 }
 
-// The bin that holds the last of `need` keys, counted from the top. Its count is that of the keys in it.
-template <class Team, class Scratch>
-__device__ __forceinline__ Range narrowed(const Range& range, int shift, const Team& team, Scratch& s,
-                                          const u32 (*all)[BINS]) {
-  const int bin = BINS - 1 - team.thread, warp = team.thread / 32;
-  u32 count = 0, upto = 0;
-  if (bin >= 0) {
-#pragma unroll 2
-    for (int block = 0; block < team.size; block++) count += all[block][bin];
-    upto = scanned(count);
-    if (team.thread % 32 == 31) s.sums[warp] = upto;
-  }
-  team.sync();
-  if (bin >= 0) {
-    for (int i = 0; i < warp; i++) upto += s.sums[i];
-    if (upto >= range.need && upto - count < range.need) {
-      const u32 lo = range.lo + (static_cast<u32>(bin) << shift);
-      s.range = {lo, lo + min(range.hi - lo, (1u << shift) - 1), range.need - (upto - count), count};
-    }
-  }
-  team.sync();
-  return s.range;
-}
-
-template <class Keys, class Team, class Scratch>
-__device__ __forceinline__ Range passes(const Keys& keys, const Team& team, Scratch& s, Range range) {
-  const int copy = team.thread % COPIES;
-  for (int pass = 0; range.lo < range.hi && range.count != range.need; pass ^= 1) {
-    const int shift = max(32 - __clz(static_cast<int>(range.hi - range.lo)) - BITS, 0);
-    keys.each([&](int, const u32(&key)[4]) {
+// Lists a thread's keys from `lo` up. `top`: the largest of each round.
+template <class Team>
+__device__ __forceinline__ void listed(const float (&v)[BATCH][4], const u32 (&top)[BATCH], u32 lo, int n, const Row& row,
+                                       int round, int room, const Team& team, TeamScratch& s) {
 #pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const u32 above = key[i] - range.lo;
-        if (above <= range.hi - range.lo) atomicAdd(&s.bins[(above >> shift) * COPIES + copy], 1u);
-      }
-    });
-    team.sync();
-    for (int i = team.thread; i < BINS * team.size; i += team.threads) {
-      const uint4* const copies = reinterpret_cast<const uint4*>(s.bins + i % BINS * COPIES);
-      const uint4 a = copies[0], b = copies[1];
-      team.put(&s.all[pass][team.rank][i % BINS], a.x + a.y + a.z + a.w + b.x + b.y + b.z + b.w, i / BINS);
-    }
-    team.meet();
-    for (int i = team.thread; i < BINS * COPIES; i += team.threads) s.bins[i] = 0;
-    range = narrowed(range, shift, team, s, s.all[pass]);
-  }
-  return range;
-}
-
-// Which keys are picked: from `sure` up, and of those that equal `last` the first `need`.
-struct Picked {
-  u32 sure, last, need;
-
-  __device__ explicit Picked(const Range& range)
-      : sure(range.count == range.need ? range.lo : range.hi + 1),
-        last(range.count == range.need ? ~0u : range.hi),  // ~0 is nobody's key
-        need(range.need) {}
-
-  __device__ u32 count(const u32 (&key)[4]) const {
-    u32 found = 0;
-#pragma unroll
-    for (int i = 0; i < 4; i++) found += (key[i] >= sure) + ((key[i] == last) << 16);
-    return found;
-  }
-};
-
-template <class Keys, class Team, class Scratch>
-__device__ __forceinline__ void places(const Keys& keys, const Team& team, Scratch& s, const Row& row,
-                                       const Picked& picked, i64* out) {
-  const int lane = team.thread % 32, warp = team.thread / 32, warps = team.threads / 32;
-  keys.each([&](int round, const u32(&key)[4]) {
-    const u32 total = warp_total(picked.count(key));
-    if (lane == 0) s.warps[round][warp] = total;
-  });
-  team.sync();
-  for (int round = warp; round < keys.rounds; round += warps) {
-    const u32 own = lane < warps ? s.warps[round][lane] : 0, upto = scanned(own);
-    s.warps[round][lane] = upto - own;
-    const u32 total = __shfl_sync(ALL_LANES, upto, 31);
-    if (lane < team.size) team.put(&s.totals[round * team.size + team.rank], total, lane);
-  }
-  team.meet();
-  for (int round = warp; round < keys.rounds; round += warps) {
-    u32 sure = 0, last = 0;
-    for (int i = lane; i < round * team.size + team.rank; i += 32) {
-      sure += s.totals[i] & 0xFFFF, last += s.totals[i] >> 16;
-    }
-    sure = warp_total(sure), last = warp_total(last);
-    if (lane == 0) s.before[round][0] = sure, s.before[round][1] = last;
-  }
-  team.sync();
-  const int first = opaque(row.first);  // computed again: sixteen indices have no room beside the keys
-  keys.each([&](int round, const u32(&key)[4]) {
-    const u32 own = picked.count(key), in_block = scanned(own) - own + s.warps[round][warp];
-    u32 sure = s.before[round][0] + (in_block & 0xFFFF), last = s.before[round][1] + (in_block >> 16);
+  for (int j = 0; j < BATCH; j++) {
+    if (top[j] < lo) continue;
+    const int at = row.at(round + j);
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-      const bool equal = key[i] == picked.last;
-      if (key[i] >= picked.sure || (equal && last < picked.need)) {
-        out[sure + min(last, picked.need)] = first + round * row.step + i;
-      }
-      sure += key[i] >= picked.sure, last += equal;
+      const u32 key = order_key(v[j][i]);
+      if (key < lo || at + i >= n) continue;
+      const u32 place = atomicAdd(&s.found, 1u);
+      if (place < static_cast<u32>(room)) s.list[team.rank * room + place] = static_cast<u64>(key) << 32 | (at + i);
     }
-  });
+  }
 }
 
-// out: [tokens, columns]; columns is k or less.
-template <int MOST, class Keys>
-__device__ __forceinline__ void select(const float* scores, i64 stride, const i64* visible, int width, int columns,
-                                       int blocks, int rounds, i64* out, Scratch<MOST>* scratches) {
-  const Team<MOST, Scratch<MOST>> team(blocks);
-  Scratch<MOST>& s = team.scratch(scratches);
+__device__ __forceinline__ void by_team(const Given& g, TeamScratch* scratches) {
+  const Team<MOST_BLOCKS, TeamScratch> team(g.blocks);
+  TeamScratch& s = team.scratch(scratches);
+  const int lane = team.thread % 32, warp = team.thread / 32;
   pdl_trigger();
-  for (int i = team.thread; i < BINS * COPIES; i += team.threads) s.bins[i] = 0;
+  s.bins[team.thread] = 0;
+  if (team.thread == 0) s.found = s.before = 0;
+  const Row row = g.row(team, (warp * team.size + team.rank) * CHUNK + lane * 4, team.threads * 4 * team.size);
+  i64* const out = g.out + team.token * g.columns;
   pdl_wait();
-  const i64 seen = visible[team.token];
-  const int n = static_cast<int>(max(min(seen, static_cast<i64>(width)), 0ll));
-  out += team.token * columns;
-  if (n <= columns) {  // all of them
-    for (int i = team.rank * team.threads + team.thread; i < columns; i += team.size * team.threads) out[i] = i < n ? i : -1;
-    return;
-  }
+  float v[BATCH][4];
+  int limit = g.width;
+  if (!g.ahead) limit = seen(g.visible, team.token, g.width);
+  row.fetch(0, limit, v);
+  const int n = seen(g.visible, team.token, g.width);
+  if (n <= g.columns) return all(n, g.columns, team, out);
   team.begin();
-  const int part = team.threads * 4;
-  const Row row{scores + team.token * stride, n, team.size * part, team.rank * part + team.thread * 4,
-                aligned(scores, stride * 4, 16) && width % 4 == 0};
-  const Keys keys(row, rounds);
-  const Range range = passes(keys, team, s, bounds(keys, team, s, columns));
-  places(keys, team, s, row, Picked(range), out);
+
+  Range range;
+  u32 own = 0;
+  int turn = 0, next = BATCH;  // round up to which keys are seen at the next bound
+#pragma unroll 1
+  for (int round = 0; round * row.step < n; round += BATCH) {
+    row.expect<BATCH>(round + BATCH, n);  // the memory is at work while all else is done
+    u32 top[BATCH];
+#pragma unroll
+    for (int j = 0; j < BATCH; j++) {
+      const int at = row.at(round + j);
+      if (at + 4 > n) {
+#pragma unroll
+        for (int i = 1; i < 4; i++)
+          if (at + i >= n) v[j][i] = v[j][0];
+      }
+      top[j] = at < n ? order_key(larger(larger(v[j][0], v[j][1]), larger(v[j][2], v[j][3]))) : 0;
+      own = max(own, top[j]);
+    }
+    const int seen = round + BATCH;
+    if (seen == next || seen * row.step >= n) {
+      if (round == 0) team.begun();
+      range = bound(own, g.columns, turn, team, s);
+      turn ^= 1, next = 2 * seen;
+    }
+    listed(v, top, range.lo, n, row, round, g.room, team, s);
+    if (seen * row.step < n) row.fetch(seen, n, v);
+  }
+
+  team.sync();
+  const int found = static_cast<int>(s.found), log = 31 - __clz(team.size);
+  for (int i = team.thread; found <= g.room && i < found << log; i += team.threads) {
+    u64* const entry = s.list + team.rank * g.room + (i >> log);
+    const int block = i & (team.size - 1);
+    if (block != team.rank) team.put(entry, *entry, block);
+  }
+  if (team.thread < team.size) team.put(&s.counts[team.rank], static_cast<u32>(found), team.thread);
+  team.meet();
+  const int most = static_cast<int>(group_max<32>(lane < team.size ? s.counts[lane] : 0));
+  const int part = ((n + team.size - 1 >> log) + 3) / 4 * 4, first = team.rank * part, end = min(first + part, n);
+  for (int i = team.thread; i < (part + 31) / 32; i += team.threads) s.bits[i] = 0;
+  team.sync();
+  if (most <= g.room) {
+    const Listed keys{s.list, s.counts, g.room, most, team.size, warp, team.threads / 32};
+    places<false>(keys, picked<false>(keys, range, n, team, s), first, end, team, s, out);
+  } else {
+    const Streamed keys{g.row(team, first + team.thread * 4, team.threads * 4), end};
+    places<true>(keys, picked<true>(keys, range, n, team, s), first, end, team, s, out);
+  }
 }
 
-#define SELECT(name, MOST, Keys)                                                                                 \
-  extern "C" __global__ void __launch_bounds__(1024, 1)                                                            \
-      name(const float* scores, i64 stride, const i64* visible, int width, int columns, int blocks, int rounds,  \
-           i64* out) {                                                                                           \
-    __shared__ Scratch<MOST> scratches[MOST == 1 ? 1 : TEAM_SCRATCHES];                                           \
-    select<MOST, Keys>(scores, stride, visible, width, columns, blocks, rounds, out, scratches);                 \
+#define SELECT(name)                                                                                                      \
+  extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)                                                           \
+      name(const float* scores, i64 stride, const i64* visible, int width, int columns, int blocks, int room, int ahead, \
+           i64* out)
+#define GIVEN {scores, stride, visible, width, columns, blocks, room, ahead, out}
+
+#define SELECT_ALONE(ROUNDS)                               \
+  SELECT(select_alone_##ROUNDS) {                          \
+    __shared__ Scratch<ROUNDS * 4 * MOST_THREADS> scratch; \
+    by_one<ROUNDS>(GIVEN, &scratch);                 \
   }
 
-SELECT(select_alone_1, 1, Held<1>)
-SELECT(select_alone_2, 1, Held<2>)
-SELECT(select_alone_4, 1, Held<4>)
-SELECT(select_cluster_1, MOST_BLOCKS, Held<1>)
-SELECT(select_cluster_2, MOST_BLOCKS, Held<2>)
-SELECT(select_cluster_4, MOST_BLOCKS, Held<4>)
-SELECT(select_streamed, MOST_BLOCKS, Streamed)
+SELECT_ALONE(1)
+SELECT_ALONE(2)
+SELECT_ALONE(4)
+
+SELECT(select_team) {
+  TEAM_SHARED(TeamScratch, scratches);
+  by_team(GIVEN, scratches);
+}

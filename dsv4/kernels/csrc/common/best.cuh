@@ -6,10 +6,9 @@
 #include "common/reduce.cuh"
 
 __device__ __forceinline__ u32 order_key(float x) {
-  u32 bits = __float_as_uint(x);
-  if ((bits & ~SIGN) > INFINITY_BITS) bits = SIGN | INFINITY_BITS;
-  if (bits == SIGN) bits = 0;
-  return bits & SIGN ? ~bits : bits | SIGN;
+  const float clean = (x == x ? x : __uint_as_float(SIGN | INFINITY_BITS)) + 0.0f;  // which makes -0 the other zero
+  const u32 bits = __float_as_uint(clean);
+  return bits ^ (static_cast<u32>(static_cast<int>(bits) >> 31) | SIGN);
 }
 
 __device__ __forceinline__ u64 best_key(float x, u32 index) {

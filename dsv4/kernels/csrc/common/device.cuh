@@ -30,11 +30,16 @@ __device__ __forceinline__ void pdl_trigger() {
 }
 
 #ifdef __CUDA_ARCH__
-// This block's place in its cluster, and how many blocks that has.
+// This block's place in its cluster, which one of the grid that is, and how many blocks it has.
 __device__ __forceinline__ int cluster_rank() {
   int rank;
   asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
   return rank;
+}
+__device__ __forceinline__ int cluster_number() {
+  int number;
+  asm("mov.u32 %0, %%clusterid.x;" : "=r"(number));
+  return number;
 }
 __device__ __forceinline__ int cluster_size() {
   int size;

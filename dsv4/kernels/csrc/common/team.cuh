@@ -4,9 +4,14 @@
 #include "common/device.cuh"
 
 #ifdef __CUDA_ARCH__
-constexpr int TEAM_SCRATCHES = 1;  // that a block has to declare
+constexpr int TEAM_SCRATCHES = 1;  // that a block has
+// The scratches of a block, in its dynamic shared memory.
+#define TEAM_SHARED(Scratch, name)      \
+  DYNAMIC_SHARED(uint4, name##_memory); \
+  Scratch* const name = reinterpret_cast<Scratch*>(name##_memory)
 #else
-constexpr int TEAM_SCRATCHES = 4;  // of 256 threads each
+constexpr int TEAM_SCRATCHES = 4;
+#define TEAM_SHARED(Scratch, name) __shared__ Scratch name[TEAM_SCRATCHES]
 #endif
 
 template <int MOST, class Scratch>
@@ -20,7 +25,7 @@ struct Team {
 #ifdef __CUDA_ARCH__
   __device__ explicit Team(int size)
       : size(size), rank(MOST == 1 ? 0 : cluster_rank()), thread(threadIdx.x), threads(blockDim.x),
-        token(blockIdx.x / size) {}
+        token(MOST == 1 ? blockIdx.x : cluster_number()) {}
 
   // Nothing is written to a block before it has begun: all threads say so, and all wait for it later.
   __device__ void begin() const {
@@ -40,15 +45,17 @@ struct Team {
 
   // `to`: the place in this block's own scratch.
   __device__ void put(u32* to, u32 value, int block) const {
-    if (MOST == 1) {
-      *to = value;
-      return;
-    }
-    u32 place;
+    asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(place(to, block)), "r"(value) : "memory");
+  }
+  __device__ void put(u64* to, u64 value, int block) const {
+    asm volatile("st.shared::cluster.u64 [%0], %1;" ::"r"(place(to, block)), "l"(value) : "memory");
+  }
+  __device__ static u32 place(const void* to, int block) {
+    u32 found;
     asm("mapa.shared::cluster.u32 %0, %1, %2;"
-        : "=r"(place)
+        : "=r"(found)
         : "r"(static_cast<u32>(__cvta_generic_to_shared(to))), "r"(block));
-    asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(place), "r"(value) : "memory");
+    return found;
   }
 #else
   explicit Team(int size)
@@ -70,8 +77,9 @@ struct Team {
     }
 #endif
   }
-  void put(u32* to, u32 value, int block) const {
-    *reinterpret_cast<u32*>(reinterpret_cast<char*>(to) + (block - rank) * static_cast<i64>(sizeof(Scratch))) = value;
+  template <class Word>
+  void put(Word* to, Word value, int block) const {
+    *reinterpret_cast<Word*>(reinterpret_cast<char*>(to) + (block - rank) * static_cast<i64>(sizeof(Scratch))) = value;
   }
 #endif
 };
