@@ -19,7 +19,7 @@ from dsv4.quant.tensor import QTensor
 
 # As csrc/common/attend.cuh has them.
 _ROW: Final = KvRow(512, 64)
-_THREADS: Final = 384
+_THREADS: Final = 512
 _CHUNK: Final = 64  # entries
 _STRANDS: Final = 32
 _PITCH: Final = 520 * 4  # bytes from head to head of values
@@ -44,9 +44,9 @@ class Plan(NamedTuple):
     def smem(self) -> int:
         """Bytes: `Memory` of the kernel, and the first of two strands."""
         tiles = self.heads * 128
-        raw, wide = 3 * (_CHUNK // 2) * (_ROW.row_bytes + 2 * _ROW.scale_bytes), 2 * _CHUNK * 1024
-        queries = tiles if self.heads == 16 else 3 * tiles
-        beside = 4 * _CHUNK // 2 * 4 + 2 * _CHUNK * 4 + self.heads * (64 + 16) + 64 + 16
+        raw, wide = 3 * (_CHUNK // 2) * (_ROW.row_bytes + _ROW.scale_bytes), 2 * _CHUNK * 1024
+        queries = (1 if self.heads == 16 else 4) * tiles
+        beside = 8 * _CHUNK // 2 * 16 + 16 * 4 + self.heads * (64 + 16) + 16
         return raw + wide + tiles + queries + beside + (self.slots - 1) * self.heads * _PITCH
 
 

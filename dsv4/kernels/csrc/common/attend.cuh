@@ -80,51 +80,56 @@ struct Place {
   }
 };
 
-// Four warps bring rows and widen them, a chunk ahead of the others.
+// Of the first chunk everybody widens a share, once it is there.
+template <int HEADS>
+__device__ __forceinline__ void widen_first(Memory<HEADS>& memory) {
+  const int warp = threadIdx.x / 32;
+  meet<THREADS>(EVERYBODY);
+  widen_box(memory.raw[warp / BOXES], memory.kv[0], warp / BOXES, warp % BOXES);
+  meet<THREADS>(EVERYBODY);
+}
+
+// Eight warps bring rows and widen them, a box each, a chunk ahead of the others. One whose box is BF16 already gives names to
+// what will be brought; at the start all do.
 template <int HEADS>
 __device__ __forceinline__ void feed(const Lists& lists, Memory<HEADS>& memory, int tiles) {
   const Place here(blockIdx.x, tiles, HEADS);
-  const int id = threadIdx.x % FEEDERS, lane = threadIdx.x % 32, chunks = lists.chunks();
-  Halves coming{{here.rank, here.rank}, 0, chunks, here.blocks}, named = coming;
-  int left = 0;
-  for (int strand = here.rank; strand < min(chunks, STRANDS); strand += here.blocks)
-    left += chunks_of(strand, chunks);
+  const int warp = threadIdx.x % FEEDERS / 32, chunks = lists.chunks();
+  const int halves = 2 * chunks_here(here.rank, here.blocks, chunks);
+  const auto bring = [&](int h, Stored& to) {
+    if (h < halves) fetch(memory.names[h % NAMED], memory.listed[h % LISTED], to);
+    copies_commit();
+  };
+  Halves named{{here.rank, here.rank}, 0, chunks, here.blocks};
+  for (int h = 0; h < warp; h++) named.next();
   pdl_wait();
-  u32 rows[RING + 1];
+  named.name(lists, named.row(lists, here.token), memory.names[warp], memory.listed[warp]);
+  named.next();
+  u32 row = NONE;
+  if (warp == BOXES - 1) row = named.row(lists, here.token);
+  meet<FEEDERS>(OF_FEEDERS);
 #pragma unroll
-  for (int h = 0; h <= RING; h++) rows[h] = named.row(lists, here.token), named.next();
-#pragma unroll
-  for (int h = 0; h < RING; h++) coming.bring(lists, rows[h], memory.raw[h], memory.coming[h]);
-  u32 row = rows[RING];
+  for (int h = 0; h < RING; h++) bring(h, memory.raw[h]);
   copies_wait<1>();
-  meet<THREADS>(EVERYBODY);
-  // Of the first chunk everybody widens a share.
-  widen_rows<THREADS>(memory.raw[0], memory.kv[0], threadIdx.x, 0, CHUNK);
-  if (id < CHUNK) memory.listed[0][id] = memory.coming[id / HALF][id % HALF];
-  meet<THREADS>(EVERYBODY);
-  if (lane == 0) memory.full[0].arrive();
-  coming.bring(lists, row, memory.raw[0], memory.coming[3]);
-  row = coming.row(lists, here.token);
+  widen_first(memory);
+  bring(RING, memory.raw[0]);
   int slot = 2;  // of the ring
-  for (int n = 1; n < left; n++) {
-    const int b = n % 2;
 #pragma unroll 1
-    for (int half = 0; half < 2; half++) {
-      const int h = 2 * n + half;
-      copies_wait<1>();
-      meet<FEEDERS>(OF_FEEDERS);  // and what was widened before is through
-      const int free = slot ? slot - 1 : RING - 1;
-      coming.bring(lists, row, memory.raw[free], memory.coming[(h + 2) % 4]);
-      row = coming.row(lists, here.token);
-      if (!half && n > 1) memory.empty[b].wait((n / 2 - 1) & 1);
-      const int other = half ? h - 1 : h + 1;
-      if (__any_sync(ALL_LANES, memory.coming[h % 4][lane] | memory.coming[other % 4][lane]))
-        widen_rows<FEEDERS>(memory.raw[slot], memory.kv[b], id, half * HALF, HALF);
-      if (id < HALF) memory.listed[b][half * HALF + id] = memory.coming[h % 4][id];
-      slot = slot + 1 < RING ? slot + 1 : 0;
+  for (int h = 2; h < halves; h++) {
+    const int b = h / 2 % 2;
+    copies_wait<1>();
+    meet<FEEDERS>(OF_FEEDERS);  // and what was widened before is through
+    bring(h + 2, memory.raw[slot ? slot - 1 : RING - 1]);
+    if (warp == BOXES - 1) {
+      named.name(lists, row, memory.names[(h + NAMED - 2) % NAMED], memory.listed[(h + NAMED - 2) % LISTED]);
+      named.next();
+      row = named.row(lists, here.token);
     }
-    __syncwarp();
-    if (lane == 0) memory.full[b].arrive();
+    if (h % 2 == 0 && h > 2) meet<THREADS>(EMPTY + b);
+    if (memory.listed[h % LISTED] | memory.listed[(h ^ 1) % LISTED])
+      widen_box(memory.raw[slot], memory.kv[b], h % 2, warp);
+    slot = slot + 1 < RING ? slot + 1 : 0;
+    if (h % 2) come<THREADS>(FULL + b);
   }
 }
 
@@ -134,31 +139,31 @@ __device__ __forceinline__ void work(const bf16* q, int chunks, Memory<16 * M>& 
   constexpr int HEADS = 16 * M;
   const auto [token, rank, blocks, first] = Place(blockIdx.x, tiles, HEADS);
   const int strands = min(chunks, STRANDS), slots = blocks == 1 ? 1 : (strands + blocks - 1) / blocks;
+  const int all = chunks_here(rank, blocks, chunks);
   Tile<M> tile;
   pdl_wait();
   tile.load(q + (token * heads + first) * DIMS, heads - first, memory);
-  meet<THREADS>(EVERYBODY);
-  widen_rows<THREADS>(memory.raw[0], memory.kv[0], threadIdx.x, 0, CHUNK);
-  meet<THREADS>(EVERYBODY);
+  widen_first(memory);
   int n = 0, slot = 0;
   for (int strand = rank; strand < strands; strand += blocks) {
     for (int end = n + chunks_of(strand, chunks); n < end; n++) {
       const int b = n % 2;
       const u8* const kv = memory.kv[b];
-      const int* const listed = memory.listed[b];
-      memory.full[b].wait(n / 2 & 1);
-      if (__any_sync(ALL_LANES, listed[tile.lane] | listed[tile.lane + 32])) {
-        float s[M][4], most[2];
+      if (n) meet<THREADS>(FULL + b);
+      const u32* const half = memory.listed + 2 * n % LISTED;
+      const u64 listed = half[0] | static_cast<u64>(half[1]) << 32;
+      if (__any_sync(ALL_LANES, listed != 0)) {  // all know it, and the compiler that they do
+        float s[M][4], most[2], by[2];
         tile.score(s, memory, kv, listed);
         meet<WORKERS>(OF_WORKERS);
 #pragma unroll
         for (int k = 0; k < 2; k++) most[k] = Eight(memory.tops[tile.head + tile.g + 8 * k]).top();
         tile.weigh(s, most, memory);
+        tile.decline(most, by);
         meet<WORKERS>(OF_WORKERS);
-        tile.add(most, memory, kv);
+        tile.add(by, memory, kv);
       }
-      __syncwarp();
-      if (tile.lane == 0) memory.empty[b].arrive();
+      if (n + 2 < all) come<THREADS>(EMPTY + b);
     }
     if (blocks > 1 || strand + 1 == strands) {
       if (slot + 1 == slots) meet<WORKERS>(OF_WORKERS);  // its place is that of the rows
@@ -175,11 +180,6 @@ __device__ __forceinline__ void run(const bf16* q, const Lists& lists, const flo
   DYNAMIC_SHARED(uint4, shared);
   Memory<HEADS>& memory = *reinterpret_cast<Memory<HEADS>*>(shared);
   pdl_trigger();
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < 2; i++) memory.full[i].init(FEEDERS / 32), memory.empty[i].init(WORKERS / 32);
-    fence_barriers();
-  }
-  __syncwarp();
   if (threadIdx.x >= WORKERS) {
     Share<HEADS>::give();
     feed(lists, memory, tiles);

@@ -8,12 +8,12 @@ namespace attend {
 
 constexpr int DIMS = 512, TURNED = 64, STRAIGHT = DIMS - TURNED;
 constexpr int ROW = STRAIGHT + 2 * TURNED, SCALES = 8;  // bytes of a stored row
-constexpr int RAW = (ROW + SCALES + 15) / 16 * 16;      // of it in shared memory
 constexpr int CHUNK = 64, HALF = CHUNK / 2;             // rows
 constexpr int BOXES = DIMS / BOX_COLUMNS, BOX = CHUNK * BOX_BYTES;
 constexpr int STRANDS = 32;  // chunk c is of strand c mod 32
-constexpr int WORKERS = 256, FEEDERS = 128, THREADS = WORKERS + FEEDERS;
+constexpr int WORKERS = 256, FEEDERS = 256, THREADS = WORKERS + FEEDERS;
 constexpr u32 NONE = 0xFFFFFFFFu;
+static_assert(BOXES == FEEDERS / 32 && 2 * BOXES == THREADS / 32, "a warp for each box of half a chunk");
 
 // Rows of a paged cache, and which of them each token attends to.
 struct List {
@@ -40,20 +40,33 @@ struct Lists {
   }
 };
 
-// Two E4M3 codes, each in the upper byte of a half: the same numbers times 2^-120 as BF16.
-__device__ __forceinline__ u32 shrunk(u32 codes) { return (codes & 0x80008000u) | (codes >> 4 & 0x07F007F0u); }
-
-// Eight E4M3 codes times 2^(scale - 127) as BF16: exact. Any bit of `odd`: not so, for a code is NaN, or 2^(scale - 127 +
-// 120) no BF16 number.
-__device__ __forceinline__ uint4 widened(uint2 codes, u32 scale, u32& odd) {
-  constexpr u32 SIZES = 0x7F7F7F7Fu, ONE = 0x01010101u;
-  odd |= ((((codes.x & SIZES) + ONE) | ((codes.y & SIZES) + ONE)) & 0x80808080u) | ((scale + 121) & 256);
+// 16 E4M3 codes times 2^(scale - 127) as BF16: exact, unless there is an `Odd` one.
+__device__ __forceinline__ void widened(const uint4& codes, u32 scale, uint4& low, uint4& high) {
   const u32 by = ((scale + 120) << 7) * 0x00010001u;
-  return make_uint4(product_pair(shrunk(__byte_perm(codes.x, 0, 0x1404)), by),
-                    product_pair(shrunk(__byte_perm(codes.x, 0, 0x3424)), by),
-                    product_pair(shrunk(__byte_perm(codes.y, 0, 0x1404)), by),
-                    product_pair(shrunk(__byte_perm(codes.y, 0, 0x3424)), by));
+  const u32 words[4] = {codes.x, codes.y, codes.z, codes.w};
+  u32 found[8];
+#pragma unroll
+  for (int i = 0; i < 4; i++) {  // the bytes of BF16 numbers that are 2^-120 times what the codes are
+    const u32 upper = (words[i] & 0x80808080u) | (words[i] >> 4 & 0x07070707u), lower = words[i] << 4 & 0xF0F0F0F0u;
+    found[2 * i] = product_pair(__byte_perm(lower, upper, 0x5140), by);
+    found[2 * i + 1] = product_pair(__byte_perm(lower, upper, 0x7362), by);
+  }
+  low = make_uint4(found[0], found[1], found[2], found[3]), high = make_uint4(found[4], found[5], found[6], found[7]);
 }
+
+// Whether a code is NaN, or a scale such that 2^(scale - 127 + 120) is no BF16 number. Adding one to each byte changes the
+// upper bit of one that is NaN, and of no other unless a NaN below has carried.
+struct Odd {
+  u32 changed = 0, scale = 0;
+
+  __device__ void see(const uint4& codes, u32 by) {
+    constexpr u32 ONE = 0x01010101u;
+    changed |= (codes.x + ONE) ^ codes.x, changed |= (codes.y + ONE) ^ codes.y;
+    changed |= (codes.z + ONE) ^ codes.z, changed |= (codes.w + ONE) ^ codes.w;
+    scale = max(scale, by);
+  }
+  __device__ bool any() const { return (changed & 0x80808080u) || scale > 254 - 120; }
+};
 
 // The same of any codes and scale, rounded once.
 __device__ __forceinline__ uint4 widened_any(uint2 codes, u32 scale) {
@@ -67,58 +80,69 @@ __device__ __forceinline__ uint4 widened_any(uint2 codes, u32 scale) {
   return make_uint4(found[0], found[1], found[2], found[3]);
 }
 
-// Half a chunk's rows on their way, four feeders a row: `row` is this thread's. Absent ones are zeros.
-__device__ __forceinline__ void fetch(const Lists& lists, int entry, u32 row, u8* raw, int* listed) {
-  const int at = threadIdx.x % FEEDERS / 4, part = threadIdx.x % 4;
-  const bool there = row != NONE, is_near = entry < lists.near.count;
-  const u32 page_rows = is_near ? lists.near.page_rows : lists.far.page_rows;
-  const u32 page = there ? row / page_rows : 0;
-  const u32 slot = there ? row - page * page_rows : 0;
-  const u8* const start = is_near ? lists.near.pages + page * lists.near.page_bytes
-                                  : lists.far.pages + page * lists.far.page_bytes;
-  const u8* const from = start + static_cast<i64>(slot) * ROW;
+// Half of a chunk as it is stored.
+struct Stored {
+  u8 rows[HALF * ROW], scales[HALF * SCALES];
+};
+
+// Where an entry's row lies, and its scales.
+struct Name {
+  const u8 *row, *scales;
+};
+
+// Half a chunk's rows on their way, eight feeders a row. Those whose bit is not in `listed` are zeros.
+__device__ __forceinline__ void fetch(const Name* names, u32 listed, Stored& to) {
+  constexpr int SHARERS = FEEDERS / HALF, WHOLE = ROW / 16 / SHARERS, REST = ROW / 16 % SHARERS;
+  const int at = threadIdx.x % FEEDERS / SHARERS, part = threadIdx.x % SHARERS;
+  const bool there = listed >> at & 1;
+  const Name from = names[at];
+  u8* const row = to.rows + at * ROW;
 #pragma unroll
-  for (int i = 0; i < ROW / 64; i++)
-    copy_async<16>(raw + at * RAW + 16 * (part + 4 * i), from + 16 * (part + 4 * i), there);
-  if (part) return;
-  copy_async<8>(raw + at * RAW + ROW, start + static_cast<i64>(page_rows) * ROW + static_cast<i64>(slot) * SCALES, there);
-  listed[at] = there;
+  for (int i = 0; i < WHOLE; i++)
+    copy_async<16>(row + 16 * (part + SHARERS * i), from.row + 16 * (part + SHARERS * i), there);
+  if (part < REST) copy_async<16>(row + 16 * (part + SHARERS * WHOLE), from.row + 16 * (part + SHARERS * WHOLE), there);
+  if (part == REST) copy_async<8>(to.scales + at * SCALES, from.scales, there);
 }
 
-// `count` rows as BF16, in boxes, the first of them row `first` of the chunk. SHARERS threads, of which this is number `id`:
-// it has the same 8 columns of every row that is its own, four rows at a time.
-template <int SHARERS>
-__device__ __forceinline__ void widen_rows(const u8* raw, u8* kv, int id, int first, int count) {
-  constexpr int CODES = STRAIGHT / 8, STEP = SHARERS / 64, FOUR = 4;
-  const int piece = id % 64, box = piece / 8;
-  const bool coded = piece < CODES;
-  const u8* const own = raw + (coded ? 8 * piece : STRAIGHT + 16 * (piece - CODES));
-  const u8* const scales = raw + ROW + box;
-  u8* const to = kv + box * BOX;
-#pragma unroll 1
-  for (int row = id / 64; row < count; row += FOUR * STEP) {
-    uint2 low[FOUR], high[FOUR];
-    u32 scale[FOUR], odd = 0;
+// One box of half a chunk as BF16, by a warp: a lane has 16 columns of every eighth row. So all its addresses are one and a
+// constant, and no eight lanes meet in a bank.
+__device__ __forceinline__ void widen_box(const Stored& from, u8* kv, int half, int box) {
+  constexpr int EIGHTH = HALF / 8;
+  const int lane = threadIdx.x % 32, piece = lane % 4, first = lane / 4;
+  const u8* const rows = from.rows + first * ROW + 16 * piece;
+  u8* const to = kv + box * BOX + (half * HALF + first) * BOX_BYTES;
+  if (box == BOXES - 1) {  // BF16 already
 #pragma unroll
-    for (int i = 0; i < FOUR; i++) {
-      const int at = min(row + i * STEP, count - 1) * RAW;
-      low[i] = *reinterpret_cast<const uint2*>(own + at), high[i] = make_uint2(0, 0), scale[i] = scales[at];
-      if (!coded) high[i] = *reinterpret_cast<const uint2*>(own + at + 8);
-    }
+    for (int i = 0; i < EIGHTH; i++)
 #pragma unroll
-    for (int i = 0; i < FOUR; i++) {
-      const int at = row + i * STEP;
-      uint4 numbers = widened(low[i], scale[i], odd);
-      if (!coded) numbers = make_uint4(low[i].x, low[i].y, high[i].x, high[i].y);
-      if (at < count)
-        *reinterpret_cast<uint4*>(to + (first + at) * BOX_BYTES + 16 * ((piece ^ at) & 7)) = numbers;
-    }
-    if (odd && coded) {
+      for (int h = 0; h < 2; h++)
+        *reinterpret_cast<uint4*>(to + 8 * i * BOX_BYTES + 16 * ((piece + 4 * h) ^ first)) =
+            *reinterpret_cast<const uint4*>(rows + 8 * i * ROW + STRAIGHT + 64 * h);
+    return;
+  }
+  const u8* const own = rows + box * BOX_COLUMNS;
+  const u8* const scales = from.scales + first * SCALES + box;
+  u8* const low = to + 16 * (2 * piece ^ first);
+  u8* const high = to + 16 * ((2 * piece + 1) ^ first);
+  uint4 codes[EIGHTH];
+  u32 scale[EIGHTH];
+  Odd odd;
+#pragma unroll
+  for (int i = 0; i < EIGHTH; i++)
+    codes[i] = *reinterpret_cast<const uint4*>(own + 8 * i * ROW), scale[i] = scales[8 * i * SCALES];
+#pragma unroll
+  for (int i = 0; i < EIGHTH; i++) {
+    uint4 a, b;
+    widened(codes[i], scale[i], a, b);
+    odd.see(codes[i], scale[i]);
+    *reinterpret_cast<uint4*>(low + 8 * i * BOX_BYTES) = a, *reinterpret_cast<uint4*>(high + 8 * i * BOX_BYTES) = b;
+  }
+  if (!odd.any()) return;
 #pragma unroll 1
-      for (int at = row; at < min(row + FOUR * STEP, count); at += STEP)
-        *reinterpret_cast<uint4*>(to + (first + at) * BOX_BYTES + 16 * ((piece ^ at) & 7)) =
-            widened_any(*reinterpret_cast<const uint2*>(own + at * RAW), scales[at * RAW]);
-    }
+  for (int i = 0; i < 2 * EIGHTH; i++) {
+    const int row = i / 2 * 8;
+    *reinterpret_cast<uint4*>((i % 2 ? high : low) + row * BOX_BYTES) =
+        widened_any(*reinterpret_cast<const uint2*>(own + row * ROW + 8 * (i % 2)), scales[row * SCALES]);
   }
 }
 
@@ -134,25 +158,36 @@ struct Walk {
   }
 };
 
-// The halves of a block's chunks, one after another, as a feeder asks for them.
+// Of the chunks the block `rank` of so many.
+__device__ __forceinline__ int chunks_here(int rank, int blocks, int chunks) {
+  int found = 0;
+  for (int strand = rank; strand < min(chunks, STRANDS); strand += blocks) found += chunks_of(strand, chunks);
+  return found;
+}
+
+// The halves of a block's chunks, one after another, as a warp names them: a lane has one entry.
 struct Halves {
   Walk at;
   int half, chunks, blocks;
 
-  __device__ bool there() const { return at.chunk < chunks; }
-  __device__ int entry() const { return at.chunk * CHUNK + half * HALF + threadIdx.x % FEEDERS / 4; }
-  __device__ u32 row(const Lists& lists, i64 token) const { return there() ? lists.row(token, entry()) : NONE; }
-
+  __device__ int entry() const { return at.chunk * CHUNK + half * HALF + static_cast<int>(threadIdx.x) % 32; }
+  __device__ u32 row(const Lists& lists, i64 token) const { return at.chunk < chunks ? lists.row(token, entry()) : NONE; }
   __device__ void next() {
     half ^= 1;
     if (!half) at = at.next(chunks, blocks);
   }
 
-  // This half, if there is one, and a group of copies in any case.
-  __device__ void bring(const Lists& lists, u32 row, u8* raw, int* listed) {
-    if (there()) fetch(lists, entry(), row, raw, listed);
-    copies_commit();
-    next();
+  // `row`: of this half.
+  __device__ void name(const Lists& lists, u32 row, Name* names, u32& listed) const {
+    const int lane = threadIdx.x % 32;
+    const u32 found = __ballot_sync(ALL_LANES, row != NONE);
+    if (lane == 0) listed = found;
+    const bool is_near = entry() < lists.near.count;
+    const u32 page_rows = is_near ? lists.near.page_rows : lists.far.page_rows;
+    const u32 page = row != NONE ? row / page_rows : 0, slot = row != NONE ? row - page * page_rows : 0;
+    const u8* const start = is_near ? lists.near.pages + page * lists.near.page_bytes
+                                    : lists.far.pages + page * lists.far.page_bytes;
+    names[lane] = {start + static_cast<i64>(slot) * ROW, start + static_cast<i64>(page_rows) * ROW + slot * SCALES};
   }
 };
 

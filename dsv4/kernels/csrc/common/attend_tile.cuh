@@ -6,30 +6,31 @@ namespace attend {
 
 constexpr int GROUPS = CHUNK / 8;
 constexpr int RING = 3;                  // halves of chunks in shared memory as they are stored
+constexpr int NAMED = 8, LISTED = 16;    // whose names are there, and of which is known what is listed
 constexpr int PITCH = DIMS + 8;          // floats from head to head of values, so that no two lanes meet in a bank
 constexpr float SCALE = 0x1.6a09e6p-5f;  // 512^-0.5
-enum Meeting { EVERYBODY = 1, OF_FEEDERS, OF_WORKERS };
+enum Meeting { EVERYBODY = 1, OF_FEEDERS, OF_WORKERS, FULL, EMPTY = FULL + 2 };  // the last two of each place for a chunk
 
 // Boxes of queries that registers have room for; the others lie in shared memory. What registers a thread has follows from
 // what two compilers (13.0 and 13.5) need for no spills.
 template <int HEADS>
-constexpr int HELD = HEADS > 16 ? BOXES - 3 : BOXES - 1;
+constexpr int HELD = HEADS > 16 ? BOXES - 4 : BOXES - 1;
 template <int HEADS>
-using Share = Registers<FEEDERS, WORKERS, (HEADS > 16 ? 40 : 56), (HEADS > 16 ? 232 : 224)>;
+using Share = Registers<FEEDERS, WORKERS, 56, 200>;
 
 // Shared memory of tiles of HEADS heads.
 template <int HEADS>
 struct Memory {
-  u8 raw[RING][HALF * RAW];
+  Stored raw[RING];
   union {
     u8 kv[2][BOXES * BOX];
     float values[HEADS * PITCH];  // of the last strand of the block: its rows are no longer read
   };
   u8 weights[HEADS * BOX_BYTES], queries[(BOXES - HELD<HEADS>) * HEADS * BOX_BYTES];
-  int coming[4][HALF], listed[2][CHUNK];  // which rows are there: of halves on their way, and of chunks
+  Name names[NAMED][HALF];
+  u32 listed[LISTED];  // a bit for each row of half a chunk
   float tops[HEADS][GROUPS], sums[HEADS][GROUPS];
   float2 state[2][HEADS];  // of each strand: the largest score, and the sum of weights relative to it
-  Barrier full[2], empty[2];
   alignas(16) float before[1];  // [HEADS * PITCH]: values of the first of two strands
 
   __device__ float* of(int slot, int slots) { return slot + 1 < slots ? before : values; }
@@ -79,6 +80,12 @@ struct Tile {
     top[0] = top[1] = nothing(), sum[0] = sum[1] = 0;
   }
 
+  // What this lane holds of queries in shared memory, as the first or the second instruction takes it.
+  __device__ uint4* shared_query(int i, int of_two, Memory<HEADS>& memory) const {
+    const int place = (i - 2 * HELD<HEADS>) * M + head / 16;
+    return reinterpret_cast<uint4*>(memory.queries) + (2 * place + of_two) * 32 + lane;
+  }
+
   // q: the tile's first head; `heads` of them are there.
   __device__ void load(const bf16* q, int heads, Memory<HEADS>& memory) {
 #pragma unroll
@@ -90,41 +97,39 @@ struct Tile {
       if (i < 2 * HELD<HEADS>) {
         low[i] = a, high[i] = b;
       } else if (across == 0) {
-        u8* const to = memory.queries + ((i / 2 - HELD<HEADS>) * HEADS + one) * BOX_BYTES + 16 * (piece ^ g);
-        *reinterpret_cast<uint4*>(to) = a, *reinterpret_cast<uint4*>(to + 8 * BOX_BYTES) = b;
+        *shared_query(i, 0, memory) = make_uint4(a.x, b.x, a.y, b.y);
+        *shared_query(i, 1, memory) = make_uint4(a.z, b.z, a.w, b.w);
       }
     }
   }
 
   // Numbers of heads g and g + 8.
-  __device__ void query(int i, const Memory<HEADS>& memory, uint4& a, uint4& b) const {
+  __device__ void query(int i, Memory<HEADS>& memory, uint4& a, uint4& b) const {
     if (i < 2 * HELD<HEADS>) {
       a = low[i], b = high[i];
     } else {
-      const u8* const box = memory.queries + (i / 2 - HELD<HEADS>) * HEADS * BOX_BYTES;
-      a = box_piece(box, head + g, 2 * t + i % 2), b = box_piece(box, head + g + 8, 2 * t + i % 2);
+      const uint4 one = *shared_query(i, 0, memory), other = *shared_query(i, 1, memory);
+      a = make_uint4(one.x, one.z, other.x, other.z), b = make_uint4(one.y, one.w, other.y, other.w);
     }
   }
 
-  // Scores of the chunk, absent rows with none; each group's largest goes into memory.
-  __device__ void score(float (&s)[M][4], Memory<HEADS>& memory, const u8* kv, const int* listed) const {
+  // Scores of the chunk, absent rows with none; each group's largest goes into memory. listed: a bit for each row.
+  __device__ void score(float (&s)[M][4], Memory<HEADS>& memory, const u8* kv, u64 listed) const {
+    float odd[M][4] = {}, even[M][4] = {};
+#pragma unroll
+    for (int i = 0; i < 2 * BOXES; i++) {
+      uint4 one, other;
+      query(i, memory, one, other);
+#pragma unroll
+      for (int n = 0; n < M; n++)
+        mma((i % 2 ? odd : even)[n], one, other, box_piece(kv + i / 2 * BOX, 8 * (across * M + n) + g, 2 * t + i % 2));
+    }
 #pragma unroll
     for (int n = 0; n < M; n++) {
-      float odd[4] = {}, even[4] = {};
       const int group = across * M + n;
+      const u32 there = static_cast<u32>(listed >> (8 * group + 2 * t));
 #pragma unroll
-      for (int b = 0; b < BOXES; b++) {
-        const u8* const box = kv + b * BOX;
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-          uint4 one, other;
-          query(2 * b + h, memory, one, other);
-          mma(h ? odd : even, one, other, box_piece(box, 8 * group + g, 2 * t + h));
-        }
-      }
-      const int2 there = *reinterpret_cast<const int2*>(listed + 8 * group + 2 * t);
-#pragma unroll
-      for (int k = 0; k < 4; k++) s[n][k] = (k % 2 ? there.y : there.x) ? (even[k] + odd[k]) * SCALE : nothing();
+      for (int k = 0; k < 4; k++) s[n][k] = there >> k % 2 & 1 ? (even[n][k] + odd[n][k]) * SCALE : nothing();
 #pragma unroll
       for (int k = 0; k < 2; k++) {
         float most = fmaxf(s[n][2 * k], s[n][2 * k + 1]);
@@ -151,15 +156,23 @@ struct Tile {
     }
   }
 
-  // The chunk's values join those so far.
-  __device__ void add(const float (&most)[2], const Memory<HEADS>& memory, const u8* kv) {
-    float kept[2], by[2];
+  // What there is becomes relative to the largest score that is known with this chunk. by: what the chunk's are worth.
+  __device__ void decline(const float (&most)[2], float (&by)[2]) {
 #pragma unroll
     for (int k = 0; k < 2; k++) {
-      const float more = Eight(memory.sums[head + g + 8 * k]).sum(), higher = fmaxf(top[k], most[k]);
-      kept[k] = decay(top[k], higher), by[k] = decay(most[k], higher), top[k] = higher;
-      sum[k] = fmaf(more, by[k], sum[k] * kept[k]);
+      const float higher = fmaxf(top[k], most[k]), kept = decay(top[k], higher);
+      by[k] = decay(most[k], higher), top[k] = higher, sum[k] *= kept;
+#pragma unroll
+      for (int i = 0; i < M; i++)
+#pragma unroll
+        for (int j = 0; j < 8; j++) values[i][j][2 * k] *= kept, values[i][j][2 * k + 1] *= kept;
     }
+  }
+
+  // The chunk's values join those so far.
+  __device__ void add(const float (&by)[2], const Memory<HEADS>& memory, const u8* kv) {
+#pragma unroll
+    for (int k = 0; k < 2; k++) sum[k] = fmaf(Eight(memory.sums[head + g + 8 * k]).sum(), by[k], sum[k]);
     u32 weights[4][4];
     const int row = lane % 16, upper = lane / 16;
 #pragma unroll
@@ -182,7 +195,7 @@ struct Tile {
         for (int h = 0; h < 2; h++)
 #pragma unroll
           for (int k = 0; k < 4; k++)
-            values[i][j + h][k] = fmaf(d[h][k], by[k / 2], values[i][j + h][k] * kept[k / 2]);
+            values[i][j + h][k] = fmaf(d[h][k], by[k / 2], values[i][j + h][k]);
       }
     }
   }
