@@ -51,7 +51,7 @@ _UP_FEW, _DOWN_FEW = Form(FEW, 256, 576), Form(FEW, 128, 320, 2)
 _TOKENS: Final = Kernel("expert_tokens.cu", "expert_tokens", "p p p p i i i i i p p p p p p")
 _SUM: Final = Kernel("expert_tokens.cu", "expert_sum_bf16", "p i i i p")
 _MATRICES: Final = "p p p p p p p i i i i i"
-_CHOSEN: Final = "p p p p p p p i i i i i i i"
+_CHOSEN: Final = "p p p p p p p i i i i i i"
 
 
 def _kernels(name: str, signature: str, few: str) -> dict[tuple[str, int], Kernel]:
@@ -177,8 +177,7 @@ def few_parts(
         given = (routed.tiles, routed.apart, shared.tiles, *picks)
         from_, sizes = (x.data, x.scale) if resident else (hidden, scale), (tokens, k, experts.many, rows // task)
         grid = min(form.beside * multiprocessors(device), most * (rows // task))
-        alone = max(0, grid - multiprocessors(device)) % grid
-        kernel(grid, form.threads, *given, *from_, *sizes, columns // COLUMNS, stages, alone, *rest, smem=smem)
+        kernel(grid, form.threads, *given, *from_, *sizes, columns // COLUMNS, stages, *rest, smem=smem)
 
     def up() -> None:
         rest = (limit, hidden, scale, arrived, len(arrived))

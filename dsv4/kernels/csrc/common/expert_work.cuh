@@ -27,7 +27,6 @@ struct Work {
   int heights;           // tasks of a group
   int span;              // pieces of a task
   int blocks, stages;
-  int first;  // the task that this block begins with
 };
 
 // What a block does at a time: the rows of one height of an expert for one group. Groups of an expert follow each other
@@ -71,7 +70,7 @@ struct Cursor {
   int number, piece = 0, block = 0;
   bool more;
 
-  __device__ explicit Cursor(const Work& of) : m(of), number(of.first) { more = find<LISTED>(task, m, number, 0); }
+  __device__ explicit Cursor(const Work& of) : m(of), number(blockIdx.x) { more = find<LISTED>(task, m, number, 0); }
   __device__ void next() {
     if (++block < m.blocks) return;
     block = 0;

@@ -194,7 +194,7 @@ __device__ __forceinline__ void run(const Work& m, const Ring<F, K, RESIDENT>& r
   const Lane lane;
   Task task;
   Turn turn;
-  for (int i = m.first; find<LISTED>(task, m, i, F::NT); i += gridDim.x) {
+  for (int i = blockIdx.x; find<LISTED>(task, m, i, F::NT); i += gridDim.x) {
     if (F::MANY && task.tokens <= F::NT / 2) {
       work<F::MANY ? F::D / 2 : F::D>(m, ring, task, lane, turn, end);
     } else {
@@ -219,7 +219,7 @@ __device__ __forceinline__ void begin(const Ring<F, K, RESIDENT>& ring, const Wo
       const int *total, int experts, int most, int heights, int blocks, int stages
 #define EXPERTS_WORK(SPAN)                                                                                            \
   const Work m{{routed, apart}, {shared, nullptr}, experts, x, x_scale, reinterpret_cast<const int4*>(group),         \
-               total,           most,              heights, SPAN, blocks, stages, static_cast<int>(blockIdx.x)}
+               total,           most,              heights, SPAN, blocks, stages}
 #define EXPERTS_MEMORY(K)                                                                                             \
   DYNAMIC_SHARED(__align__(1024) u8, memory);                                                                         \
   __shared__ K::Entry table[K::ENTRIES];                                                                              \
@@ -251,19 +251,17 @@ __device__ __forceinline__ void begin(const Ring<F, K, RESIDENT>& ring, const Wo
 
 #define EXPERTS_CHOSEN                                                                                                \
   const u8 *routed, const int *apart, const u8 *shared, const i64 *chosen, const float *route, const u8 *x
-#define EXPERTS_FEW_WORK(X, SCALE, SPAN)                                                                              \
+#define EXPERTS_FEW_WORK(x, x_scale, SPAN)                                                                            \
   __shared__ List list;                                                                                               \
   make_list(list, chosen, route, tokens, k, experts);                                                                 \
-  const int block = blockIdx.x, first = block - alone + (block < alone ? gridDim.x : 0);                              \
-  const Work m{{routed, apart}, {shared, nullptr}, experts, X, SCALE, list.group, &list.total, MOST_LISTED, heights, \
-               SPAN,            blocks,            stages,  first}
+  const Work m{{routed, apart}, {shared, nullptr}, experts, x, x_scale, list.group, &list.total, MOST_LISTED, heights, \
+               SPAN,            blocks,            stages}
 
-// Few tokens: nothing in front of these and nothing behind. The first tasks are the shared expert's, which have most bytes:
-// they belong to the blocks from `alone` on, which share their multiprocessors with no others.
+// Few tokens: nothing in front of these and nothing behind.
 #define EXPERTS_FEW(name, K, UP, UP_THREADS, DOWN, DOWN_THREADS)                                                      \
   extern "C" __global__ void __launch_bounds__(UP_THREADS, 1)                                                         \
       experts_##name##_up_few(EXPERTS_CHOSEN, const u8* x_scale, int tokens, int k, int experts, int heights,         \
-                              int blocks, int stages, int alone, float limit, u8* hidden, float* scale, int* arrived, int most) { \
+                              int blocks, int stages, float limit, u8* hidden, float* scale, int* arrived, int most) { \
     EXPERTS_MEMORY(K);                                                                                                \
     __shared__ uint4 tops[FEW][4], staged[FEW * ROW_BYTES / 16];                                                      \
     using F = Form<FEW, UP>;                                                                                          \
@@ -277,7 +275,7 @@ __device__ __forceinline__ void begin(const Ring<F, K, RESIDENT>& ring, const Wo
   }                                                                                                                   \
   extern "C" __global__ void __launch_bounds__(DOWN_THREADS, 4 / DOWN)                                                \
       experts_##name##_down_few(EXPERTS_CHOSEN, const float* x_scale, int tokens, int k, int experts, int heights,    \
-                                int blocks, int stages, int alone, bf16* y, int* arrived, bf16* out) {                           \
+                                int blocks, int stages, bf16* y, int* arrived, bf16* out) {                           \
     EXPERTS_MEMORY(K);                                                                                                \
     __shared__ int last;                                                                                              \
     using F = Form<FEW, DOWN>;                                                                                        \
