@@ -27,7 +27,7 @@ _MOST_HEADS: Final = 1024
 _KERNELS: Final = {16 * m: Kernel("attend.cu", f"attend_{m}", "p p l i p i p l i p i p p p i i p p p") for m in (1, 2)}
 _WHOLE: Final = 227 << 10  # bytes of shared memory for a block
 _NEIGHBOURS: Final = 16  # multiprocessors that a cluster lies on
-# What a block's time is made of, in units of a chunk of 16 heads, as its instructions were counted.
+# What a block's time is made of, in units of a chunk of 16 heads, as its bytes of shared memory were counted.
 _START: Final = 2.0
 _COST: Final = {16: 1.0, 32: 1.6}  # of a chunk
 _MERGE: Final = {16: 0.7, 32: 1.3}

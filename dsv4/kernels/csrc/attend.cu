@@ -4,17 +4,20 @@
 // Floor   at 3.0 TB/s: 0.2 us, and 1.7 us. One token is latency: gather, widen, two products, the merge. Of 64 tokens the
 //         products count: 5.4 GFLOP are 5.4 us of BF16 peak.
 // Form    heads are the 16 rows of mma.m16n8k16, cache rows its 8; a row is widened to BF16 once (exactly: E4M3 times a power
-//         of two) and is key and value from the same place. Queries stay in registers. Four warps bring halves of chunks
-//         and widen them, a chunk ahead of the eight that multiply.
+//         of two) and is key and value from the same place. Queries stay in registers as far as these go. Eight warps
+//         bring halves of chunks and widen them, a chunk ahead of the eight that multiply: a warp has a box of 64 columns,
+//         and the one whose columns are BF16 already reads which rows come three chunks later and finds their addresses.
+//         Named barriers hand chunks over.
 // Order   a chunk is 64 entries; its scores are sums of two chains, its weights are relative to its own largest score, its
 //         values start from zero. Chunk c belongs to strand c mod 32, whose chunks are folded ascending; then strands are
 //         folded ascending. So a token's bits follow from its own list, and absent entries behind it change none: not from
 //         how many blocks share the strands out, how many heads are a tile, or how long the list is that others need.
 // Cluster a tile's strands lie on up to 16 blocks, which merge them through each other's memory. Where there are many tokens a
 //         block has all strands of its tile, of one chunk each, and folds them as they come.
-// Counted a chunk of 16 heads moves about 2,100 cycles' worth of shared memory, one of 32 heads 3,400, and issues 1,440
-//         instructions a feeder: with 32 heads a third of BF16 peak is the most that this form can reach. More needs wgmma,
-//         with rows of the cache on its 64 and heads on its other side.
+// Counted a chunk of 16 heads moves about 2,400 cycles' worth of shared memory, one of 32 heads 3,800 (a third of it rows for
+//         scores, a third rows for values), and a scheduler issues 2,000 or 2,650 instructions for it, 550 of each of its
+//         two feeders: with 32 heads a quarter of BF16 peak is the most that this form can reach. More needs wgmma, with
+//         rows of the cache on its 64 and heads on its other side: it reads rows once for 64 heads.
 //
 // The row's bytes: dsv4/quant/kv_rows.py.
 //

@@ -13,8 +13,9 @@ struct Out {
   u8 *data, *scale;
 };
 
-// Half a head: the strands in their order, the sink, the way back. count: strands, dealt out to `blocks`.
-template <int HEADS>
+// Half a head: the strands in their order, the sink, the way back. count: strands, dealt out to `blocks`. BATCH: of strands,
+// on their way together.
+template <int BATCH, int HEADS>
 __device__ __forceinline__ void finish(Memory<HEADS>& memory, int one, int half, int count, int blocks, float sink,
                                        const Turn& turn, i64 token, int head, int heads, const Out& out) {
   const int lane = threadIdx.x % 32, slots = (count + blocks - 1) / blocks, column = half * WARP_COLUMNS + lane * EIGHT;
@@ -32,7 +33,6 @@ __device__ __forceinline__ void finish(Memory<HEADS>& memory, int one, int half,
   Angles angles;
   if (column >= STRAIGHT) angles = turn.angles(token, column - STRAIGHT);
   float v[8] = {}, sum = 0;
-  constexpr int BATCH = 5;
   int rank = 0, slot = 0;
 #pragma unroll 1
   for (int start = 0; start < count; start += BATCH) {
@@ -173,6 +173,20 @@ __device__ __forceinline__ void work(const bf16* q, int chunks, Memory<16 * M>& 
   }
 }
 
+// This warp's share of the tile, when all strands are laid down: warp number `warp` of so many of each block.
+template <int BATCH, int HEADS>
+__device__ __forceinline__ void finish_share(Memory<HEADS>& memory, int warp, int warps, int chunks, const float* sink,
+                                             const Turn& turn, int heads, int tiles, const Out& out) {
+  const Place here(opaque(blockIdx.x), tiles, HEADS);
+  const int count = here.blocks == 1 ? 1 : min(chunks, STRANDS);
+#pragma unroll 1
+  for (int part = warp * here.blocks + here.rank; part < 2 * HEADS; part += warps * here.blocks) {
+    const int head = here.first + part / 2;
+    if (head < heads)
+      finish<BATCH>(memory, part / 2, part % 2, count, here.blocks, sink[head], turn, here.token, head, heads, out);
+  }
+}
+
 template <int M>
 __device__ __forceinline__ void run(const bf16* q, const Lists& lists, const float* sink, const Turn& turn, int heads,
                                     int tiles, const Out& out) {
@@ -183,22 +197,22 @@ __device__ __forceinline__ void run(const bf16* q, const Lists& lists, const flo
   if (threadIdx.x >= WORKERS) {
     Share<HEADS>::give();
     feed(lists, memory, tiles);
-    if (cluster_size() > 1) meet_cluster();
-  } else {
-    Share<HEADS>::take();
-    work<M>(q, lists.chunks(), memory, heads, tiles);
     if (cluster_size() > 1) {
       meet_cluster();
     } else {
-      meet<WORKERS>(OF_WORKERS);
+      meet<THREADS>(EVERYBODY);
+      finish_share<1>(memory, threadIdx.x / 32, THREADS / 32, 1, sink, turn, heads, tiles, out);
     }
-    const Place here(opaque(blockIdx.x), tiles, HEADS);
-    const int count = here.blocks == 1 ? 1 : min(lists.chunks(), STRANDS);
-    for (int part = threadIdx.x / 32 * here.blocks + here.rank; part < 2 * HEADS; part += WORKERS / 32 * here.blocks) {
-      const int head = here.first + part / 2;
-      if (head < heads)
-        finish(memory, part / 2, part % 2, count, here.blocks, sink[head], turn, here.token, head, heads, out);
+  } else {
+    Share<HEADS>::take();
+    work<M>(q, lists.chunks(), memory, heads, tiles);
+    const bool alone = cluster_size() == 1;
+    if (alone) {
+      meet<THREADS>(EVERYBODY);
+    } else {
+      meet_cluster();
     }
+    finish_share<5>(memory, threadIdx.x / 32, (alone ? THREADS : WORKERS) / 32, lists.chunks(), sink, turn, heads, tiles, out);
   }
   if (cluster_size() > 1) leave_cluster();  // others read here until now
 }

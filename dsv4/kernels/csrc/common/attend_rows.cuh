@@ -109,18 +109,18 @@ __device__ __forceinline__ void fetch(const Name* names, u32 listed, Stored& to)
 __device__ __forceinline__ void widen_box(const Stored& from, u8* kv, int half, int box) {
   constexpr int EIGHTH = HALF / 8;
   const int lane = threadIdx.x % 32, piece = lane % 4, first = lane / 4;
-  const u8* const rows = from.rows + first * ROW + 16 * piece;
-  u8* const to = kv + box * BOX + (half * HALF + first) * BOX_BYTES;
-  if (box == BOXES - 1) {  // BF16 already
+  u8* const whole = kv + box * BOX + half * HALF * BOX_BYTES;
+  if (box == BOXES - 1) {  // BF16 already: a lane has 8 columns of every fourth row
 #pragma unroll
-    for (int i = 0; i < EIGHTH; i++)
-#pragma unroll
-      for (int h = 0; h < 2; h++)
-        *reinterpret_cast<uint4*>(to + 8 * i * BOX_BYTES + 16 * ((piece + 4 * h) ^ first)) =
-            *reinterpret_cast<const uint4*>(rows + 8 * i * ROW + STRAIGHT + 64 * h);
+    for (int i = 0; i < HALF / 4; i++) {
+      const int row = lane / 8 + 4 * i;
+      *reinterpret_cast<uint4*>(whole + row * BOX_BYTES + 16 * (lane % 8 ^ (row & 7))) =
+          *reinterpret_cast<const uint4*>(from.rows + row * ROW + STRAIGHT + 16 * (lane % 8));
+    }
     return;
   }
-  const u8* const own = rows + box * BOX_COLUMNS;
+  u8* const to = whole + first * BOX_BYTES;
+  const u8* const own = from.rows + first * ROW + box * BOX_COLUMNS + 16 * piece;
   const u8* const scales = from.scales + first * SCALES + box;
   u8* const low = to + 16 * (2 * piece ^ first);
   u8* const high = to + 16 * ((2 * piece + 1) ^ first);
