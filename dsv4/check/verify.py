@@ -79,6 +79,8 @@ def check(cases: Sequence[Case], device: torch.device) -> Iterator[list[Verdict]
             beside = twin(case.op) if name in kernel and not library else None
             spare = library or bool(takes - {name})
             yield judge(case, run, name, device, beside, kernel.get(name), given, spare, company=library)
+        if device.type == "cuda" and case.size == "big":
+            torch.cuda.empty_cache()  # for who shares the GPU
 
 
 def check_apart(families: Sequence[str], numbers: Sequence[int], device: str) -> list[list[Verdict]]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from dsv4.check.contract import Case, Verdict
 
-_JOBS: Final = 8  # processes on a GPU: references take most of the time, one CPU thread each
+_JOBS: Final = 4  # processes on a GPU: references take most of the time, and up to 18 GB of memory
 Size = Literal["small", "full", "big"]  # big: tens of thousands of tokens
 SIZES: Final[tuple[Size, ...]] = get_args(Size)
 
@@ -39,7 +39,7 @@ def check(
     ] = False,
     jobs: Annotated[
         int | None,
-        typer.Option(min=1, help="processes, each with the cases of one op at a time; without it, 8 on a GPU"),
+        typer.Option(min=1, help="processes, each with the cases of one op at a time; without it, 4 on a GPU"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:

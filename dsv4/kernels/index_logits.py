@@ -25,7 +25,7 @@ _NEAR: Final = (4, 2, 1)
 _BLOCKS: Final = {"fp4": 4, "fp8": 3}  # of a multiprocessor, at most
 _BESIDE: Final = 3 << 10  # bytes of shared memory that a block has beside `smem`, at most
 _START: Final = 2  # stages that it takes until a block has its first keys and queries
-_SIGNATURE: Final = "p p p p i i p l p p i i i i i p"
+_SIGNATURE: Final = "p p p i p i i p l p p i i i i i p"
 _KERNELS: Final = {name: Kernel("index_logits.cu", f"index_logits_{name}", _SIGNATURE) for name in KEY_LAYOUTS}
 
 
@@ -66,8 +66,8 @@ def _refuse(
 ) -> str | None:
     if not q.is_cuda:
         return f"q is on {q.device}"
-    if q.shape[1] != _HEADS:
-        return f"{q.shape[1]} heads, and {_HEADS} fit"
+    if not 0 < q.shape[1] <= _HEADS:
+        return f"{q.shape[1]} heads, and 1 to {_HEADS} fit"
     if width > _WIDEST:
         return f"{width} logits a token, and up to {_WIDEST} fit"
     size, keys = pages.shape[1], layout_of(q).page_rows(pages.shape[1])
@@ -87,10 +87,10 @@ def _index_logits(
     visible: Tensor,
     width: int,
 ) -> Tensor:
-    tokens, layout, device = len(q), layout_of(q), q.device
-    need(q, "q", shape=(tokens, _HEADS, layout.data_bytes), dtype=torch.uint8, align=16)
-    need(q_scales, "q_scales", shape=(tokens, _HEADS, SCALE_BYTES), dtype=torch.uint8, device=device, align=4)
-    need(weights, "weights", shape=(tokens, _HEADS), dtype=torch.float32, device=device)
+    (tokens, heads, _), layout, device = q.shape, layout_of(q), q.device
+    need(q, "q", shape=(tokens, heads, layout.data_bytes), dtype=torch.uint8, align=16)
+    need(q_scales, "q_scales", shape=(tokens, heads, SCALE_BYTES), dtype=torch.uint8, device=device, align=4)
+    need(weights, "weights", shape=(tokens, heads), dtype=torch.float32, device=device)
     need(pages, "pages", shape=(None, None), dtype=torch.uint8, device=device, align=16)
     need(table, "table", shape=(None, None), dtype=torch.int64, device=device)
     need(slots, "slots", shape=(tokens,), dtype=torch.int64, device=device)
@@ -103,5 +103,7 @@ def _index_logits(
     stored = (pages, pages.shape[1], shift, table, table.shape[1], slots, visible)
     sizes = (tokens, width, form.near, form.groups, form.spans)
     grid = form.groups * form.spans
-    _KERNELS[layout.name](grid, _THREADS, q, q_scales, weights, *stored, *sizes, logits, smem=form.smem, pdl=True)
+    _KERNELS[layout.name](
+        grid, _THREADS, q, q_scales, weights, heads, *stored, *sizes, logits, smem=form.smem, pdl=True
+    )
     return logits

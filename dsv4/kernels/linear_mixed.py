@@ -10,46 +10,34 @@ from torch import Tensor
 
 from dsv4.kernels import linear, matmul
 from dsv4.kernels.launch import Kernel, need
-from dsv4.kernels.linear_wide import CLUSTERS
 from dsv4.kernels.tiles import tensor_map
 from dsv4.ops.linear import Products, scaled_matmul, shared_input
 from dsv4.quant.tensor import QTensor
 
-_ROWS: Final = (16, 8)  # of a dense tile
+_ROWS: Final = 16  # of a dense tile
+_TURNS: Final = 2  # tiles of a cluster of the stored matrix
 _MOST_TOKENS: Final = 8
 _THREADS: Final = 288
-_KERNELS: Final = {
-    r: Kernel("linear_mixed.cu", f"linear_mixed_{r}", "m p p p p i i i m p l p i i i i i") for r in _ROWS
-}
+_KERNEL: Final = Kernel("linear_mixed.cu", "linear_mixed", "m p p p p i i i m p l p i i i i i")
 _product = scaled_matmul.implementations["fused"]
 
 
 class Plan(NamedTuple):
-    """Rows of a dense tile, blocks for each matrix, and how the stored one lies on its own."""
+    """Blocks of the dense matrix, and how the stored one lies on its own."""
 
-    rows: int
     dense: int
     form: linear.Form
 
 
 @lru_cache
 def plan(dense: int, stored: int, columns: int) -> Plan:
-    """For so many rows of each: shares of two blocks a multiprocessor, so that none has more bytes than it must.
-
-    All blocks are in clusters, those of the dense matrix too, and more than find room at once end late.
-    """
-    own = linear.form(stored, columns)
-    places = 2 * own.segments * CLUSTERS[own.segments]
-    tiles, tile_bytes = stored // linear.TILE_ROWS, linear.TILE_ROWS * columns // own.segments
-
-    def cost(turns: int, rows: int) -> tuple[int, Plan]:
-        clusters, dense_tiles = -(-tiles // turns), -(-dense // rows)
-        blocks = min(dense_tiles, places - own.segments * clusters)
-        most = max(turns * tile_bytes, -(-dense_tiles // blocks) * rows * columns * 2)
-        return most, Plan(rows, -(-blocks // own.segments) * own.segments, linear.Form(own.segments, clusters, turns))
-
-    given = [(turns, rows) for turns in range(own.turns, 2 * own.turns + 4) for rows in _ROWS]
-    return min((cost(*one) for one in given), key=lambda pair: pair[0])[1]
+    """For so many rows of each, two blocks a multiprocessor: by bench/linear_mixed.py."""
+    own, tiles = linear.form(stored, columns), stored // linear.TILE_ROWS
+    turns = max(own.turns, min(_TURNS, tiles))
+    form = linear.Form(own.segments, -(-tiles // turns), turns)
+    wanted = -(-dense // (_ROWS * form.segments)) * form.segments  # all blocks of a launch lie in clusters
+    room = 2 * linear.MULTIPROCESSORS - form.segments * form.clusters
+    return Plan(max(form.segments, min(wanted, room // form.segments * form.segments)), form)
 
 
 def _refuse(x: Tensor, rows: QTensor, dense: Tensor, stored: QTensor) -> str | None:
@@ -61,7 +49,7 @@ def _shared_input(x: Tensor, rows: QTensor, dense: Tensor, stored: QTensor) -> P
     (tokens, columns), height, stored_height = x.shape, dense.shape[0], stored.shape[0]
     machine = matmul.machine_of(x.device)
     chosen = plan(height, stored_height, columns)
-    few = matmul.few(chosen.rows, height, columns, max(tokens, 1), machine)
+    few = matmul.few(_ROWS, height, columns, max(tokens, 1), machine)
     if not 0 < tokens <= _MOST_TOKENS or few is None or not matmul.on_tensor_cores(x, dense):
         return Products(matmul.product(x, dense), _product.run(rows, stored, x.dtype))
     found = Products(
@@ -76,8 +64,8 @@ def _shared_input(x: Tensor, rows: QTensor, dense: Tensor, stored: QTensor) -> P
     blocks = form.segments * form.clusters
     eight = (tensor_map(stored.data, linear.TILE_ROWS, 128), stored.scale, rows.data, rows.scale, found.stored)
     sizes = (stored_height // linear.TILE_ROWS, columns // 128, stages)
-    sixteen = (tensor_map(dense, chosen.rows, 128), x, x.stride(0), found.dense, height, columns, few.stages)
-    _KERNELS[chosen.rows](
+    sixteen = (tensor_map(dense, _ROWS, 128), x, x.stride(0), found.dense, height, columns, few.stages)
+    _KERNEL(
         blocks + chosen.dense,
         _THREADS,
         *(*eight, *sizes, *sixteen, tokens, blocks),

@@ -35,7 +35,9 @@ def cases() -> Iterator[Case]:
             yield case(name=f"{name} {change.__doc__}", make=partial(_changed, change, layout))
         yield case(name=f"{name} no token", make=partial(given, layout, 0, 64, 32))
         yield case(name=f"{name} pages of 3", make=partial(given, layout, 2, 64, 3), refusable=True)
-        yield case(name=f"{name} 8 heads", make=partial(given, layout, 2, 64, 32, heads=8), refusable=True)
+        for heads in (4, 16, 24):
+            yield case(name=f"{name} {heads} heads", make=partial(given, layout, 2, 64, 32, heads=heads))
+        yield case(name=f"{name} 65 heads", make=partial(given, layout, 2, 64, 32, heads=65), refusable=True)
         yield case(name=f"{name} long", make=partial(given, layout, 2, 5056, 32), size="full")
         yield case(name=f"{name} past 2 GiB", make=partial(_far, layout), size="big")
         yield from _timed(case, layout)

@@ -32,8 +32,9 @@ struct Stored {
 };
 
 struct Queries {
-  const u8 *data, *scales;  // [tokens, HEADS, ...]
+  const u8 *data, *scales;  // [tokens, heads, ...]
   const float* weights;
+  int heads;  // HEADS at most: the others are zeros
 };
 
 // What a thread brings of the keys of a stage: its pieces, and the scales of one key. All pages are looked up at once,
@@ -76,13 +77,17 @@ __device__ __forceinline__ void widen_queries(uint4* operands, float* weights, c
 #pragma unroll
   for (int i = 0; i < HEADS * 4 / THREADS; i++) {
     const int head = (threadIdx.x + i * THREADS) / 4;
-    const i64 row = token * HEADS + head;
+    const bool there = head < q.heads;
+    const i64 row = token * q.heads + (there ? head : 0);
     uint4 pieces[L::PIECES];
 #pragma unroll
-    for (int j = 0; j < L::PIECES; j++) pieces[j] = reinterpret_cast<const uint4*>(q.data + row * L::BYTES)[L::piece(t, j)];
+    for (int j = 0; j < L::PIECES; j++) {
+      pieces[j] = reinterpret_cast<const uint4*>(q.data + row * L::BYTES)[L::piece(t, j)];
+      if (!there) pieces[j] = make_uint4(0, 0, 0, 0);
+    }
     const u32 scales = reinterpret_cast<const u32*>(q.scales)[row];
-    lay<L>(operands, pieces, scales, head, t);
-    if (t == 0) weights[head] = q.weights[row] * (0.5f * L::factor(scales));
+    lay<L>(operands, pieces, there ? scales : 0, head, t);
+    if (t == 0) weights[head] = there ? q.weights[row] * (0.5f * L::factor(scales)) : 0.0f;
   }
 }
 
@@ -106,7 +111,10 @@ __device__ __forceinline__ void run(const Queries& q, const Stored& keys, const 
     for (; first + count < end && slots[first + count] == slot; count++) longest = max(longest, visible[first + count]);
     const int most = static_cast<int>(min(longest, static_cast<i64>(width)));
     const i64* const pages = opaque(keys.table + slot * keys.per_row);
-    if (first > start) __syncthreads();  // nobody reads what there was of the tokens before
+    if (first > start) {  // nothing of the tokens before is on its way, and nobody reads it
+      copies_done();
+      __syncthreads();
+    }
     Bringing<L> early[L::STAGES - 1];
 #pragma unroll
     for (int i = 0; i < L::STAGES - 1; i++)
@@ -137,7 +145,7 @@ __device__ __forceinline__ void run(const Queries& q, const Stored& keys, const 
 #pragma unroll 1
       for (int i = 0; i < count; i++) {
         float found = 0;
-        if (n < seen[i]) found = logit(held, operands + i * OPERANDS, weights[i], lane);
+        if (n < seen[i]) found = logit(held, operands + i * OPERANDS, weights[i], q.heads, lane);
         if (own < width)
           logits[static_cast<i64>(first + i) * width + own] = own < seen[i] ? found : __uint_as_float(SIGN | INFINITY_BITS);
       }
@@ -151,10 +159,10 @@ __device__ __forceinline__ void run(const Queries& q, const Stored& keys, const 
 
 #define INDEX_LOGITS(NAME, L, BLOCKS)                                                                             \
   extern "C" __global__ void __launch_bounds__(index_logits::THREADS, BLOCKS) NAME(                               \
-      const u8* q, const u8* q_scales, const float* weights, const u8* pages, int page_bytes, int shift,          \
+      const u8* q, const u8* q_scales, const float* weights, int heads, const u8* pages, int page_bytes, int shift,          \
       const i64* table, i64 per_row, const i64* slots, const i64* visible, int tokens, int width, int near,       \
       int groups, int spans, float* logits) {                                                                     \
-    index_logits::run<index_logits::L>({q, q_scales, weights},                                                    \
+    index_logits::run<index_logits::L>({q, q_scales, weights, heads},                                                    \
                                        {pages, static_cast<u32>(page_bytes), shift, table, per_row}, slots,       \
                                        visible, tokens, width, near, groups, spans, logits);                      \
   }

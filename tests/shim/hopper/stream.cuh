@@ -33,26 +33,19 @@ inline void fence_barriers() {}
 inline void fence_shared() {}
 inline u64 evict_first() { return 0; }
 
-// Named barriers of each block. Which of its turns a thread came to.
-inline int barrier_turns[16][16];
-
 template <int THREADS>
-int come(int number) {
-  static int all_here[16][16];
+void meet(int number) {
+  static int all_here[16][16], all_turns[16][16];
   static unsigned all_epochs[16][16];
-  int &here = all_here[simt::cluster_rank()][number], &turns = barrier_turns[simt::cluster_rank()][number];
+  int &here = all_here[simt::cluster_rank()][number], &turns = all_turns[simt::cluster_rank()][number];
   unsigned& epoch = all_epochs[simt::cluster_rank()][number];
   if (epoch != simt::epoch()) epoch = simt::epoch(), here = 0;
   const int turn = turns;
-  if (++here == THREADS) here = 0, turns++;
-  return turn;
-}
-
-template <int THREADS>
-void meet(int number) {
-  const unsigned rank = simt::cluster_rank();
-  const int turn = come<THREADS>(number);
-  while (barrier_turns[rank][number] == turn) simt::give_way();
+  if (++here == THREADS) {
+    here = 0, turns++;
+  } else {
+    while (turns == turn) simt::give_way();
+  }
 }
 
 inline void copy_run(void* to, const void* from, int bytes, Barrier& done) {

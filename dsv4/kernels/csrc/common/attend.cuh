@@ -80,13 +80,25 @@ struct Place {
   }
 };
 
+// Feeders meet the workers: each half of them for itself, for where all threads of a block meet at two places of the program
+// synccheck calls them divergent. (And arrivals without a wait, bar.arrive, racecheck does not see.)
+template <bool FEEDS>
+__device__ __forceinline__ void meet_others() {
+  constexpr int THESE = FEEDERS / 2 + WORKERS;
+  if (FEEDS) {
+    meet<THESE>(WITH_WORKERS + threadIdx.x % FEEDERS / (FEEDERS / 2));
+  } else {
+    meet<THESE>(WITH_WORKERS), meet<THESE>(WITH_WORKERS + 1);
+  }
+}
+
 // Of the first chunk everybody widens a share, once it is there.
-template <int HEADS>
+template <bool FEEDS, int HEADS>
 __device__ __forceinline__ void widen_first(Memory<HEADS>& memory) {
   const int warp = threadIdx.x / 32;
-  meet<THREADS>(EVERYBODY);
+  meet_others<FEEDS>();
   widen_box(memory.raw[warp / BOXES], memory.kv[0], warp / BOXES, warp % BOXES);
-  meet<THREADS>(EVERYBODY);
+  meet_others<FEEDS>();
 }
 
 // Eight warps bring rows and widen them, a box each, a chunk ahead of the others. One whose box is BF16 already gives names to
@@ -111,7 +123,9 @@ __device__ __forceinline__ void feed(const Lists& lists, Memory<HEADS>& memory, 
 #pragma unroll
   for (int h = 0; h < RING; h++) bring(h, memory.raw[h]);
   copies_wait<1>();
-  widen_first(memory);
+  meet<FEEDERS>(OF_FEEDERS);
+  widen_first<true>(memory);
+  meet<FEEDERS>(OF_FEEDERS);
   bring(RING, memory.raw[0]);
   int slot = 2;  // of the ring
 #pragma unroll 1
@@ -125,11 +139,10 @@ __device__ __forceinline__ void feed(const Lists& lists, Memory<HEADS>& memory, 
       named.next();
       row = named.row(lists, here.token);
     }
-    if (h % 2 == 0 && h > 2) meet<THREADS>(EMPTY + b);
     if (memory.listed[h % LISTED] | memory.listed[(h ^ 1) % LISTED])
       widen_box(memory.raw[slot], memory.kv[b], h % 2, warp);
     slot = slot + 1 < RING ? slot + 1 : 0;
-    if (h % 2) come<THREADS>(FULL + b);
+    if (h % 2) meet_others<true>();  // who are through with the chunk before
   }
 }
 
@@ -139,17 +152,16 @@ __device__ __forceinline__ void work(const bf16* q, int chunks, Memory<16 * M>& 
   constexpr int HEADS = 16 * M;
   const auto [token, rank, blocks, first] = Place(blockIdx.x, tiles, HEADS);
   const int strands = min(chunks, STRANDS), slots = blocks == 1 ? 1 : (strands + blocks - 1) / blocks;
-  const int all = chunks_here(rank, blocks, chunks);
   Tile<M> tile;
   pdl_wait();
   tile.load(q + (token * heads + first) * DIMS, heads - first, memory);
-  widen_first(memory);
+  widen_first<false>(memory);
   int n = 0, slot = 0;
   for (int strand = rank; strand < strands; strand += blocks) {
     for (int end = n + chunks_of(strand, chunks); n < end; n++) {
       const int b = n % 2;
       const u8* const kv = memory.kv[b];
-      if (n) meet<THREADS>(FULL + b);
+      if (n) meet_others<false>();
       const u32* const half = memory.listed + 2 * n % LISTED;
       const u64 listed = half[0] | static_cast<u64>(half[1]) << 32;
       if (__any_sync(ALL_LANES, listed != 0)) {  // all know it, and the compiler that they do
@@ -163,7 +175,6 @@ __device__ __forceinline__ void work(const bf16* q, int chunks, Memory<16 * M>& 
         meet<WORKERS>(OF_WORKERS);
         tile.add(by, memory, kv);
       }
-      if (n + 2 < all) come<THREADS>(EMPTY + b);
     }
     if (blocks > 1 || strand + 1 == strands) {
       if (slot + 1 == slots) meet<WORKERS>(OF_WORKERS);  // its place is that of the rows
@@ -200,7 +211,7 @@ __device__ __forceinline__ void run(const bf16* q, const Lists& lists, const flo
     if (cluster_size() > 1) {
       meet_cluster();
     } else {
-      meet<THREADS>(EVERYBODY);
+      meet_others<true>();
       finish_share<1>(memory, threadIdx.x / 32, THREADS / 32, 1, sink, turn, heads, tiles, out);
     }
   } else {
@@ -208,7 +219,7 @@ __device__ __forceinline__ void run(const bf16* q, const Lists& lists, const flo
     work<M>(q, lists.chunks(), memory, heads, tiles);
     const bool alone = cluster_size() == 1;
     if (alone) {
-      meet<THREADS>(EVERYBODY);
+      meet_others<false>();
     } else {
       meet_cluster();
     }

@@ -9,7 +9,7 @@ constexpr int RING = 3;                  // halves of chunks in shared memory as
 constexpr int NAMED = 8, LISTED = 16;    // whose names are there, and of which is known what is listed
 constexpr int PITCH = DIMS + 8;          // floats from head to head of values, so that no two lanes meet in a bank
 constexpr float SCALE = 0x1.6a09e6p-5f;  // 512^-0.5
-enum Meeting { EVERYBODY = 1, OF_FEEDERS, OF_WORKERS, FULL, EMPTY = FULL + 2 };  // the last two of each place for a chunk
+enum Meeting { OF_FEEDERS = 1, OF_WORKERS, WITH_WORKERS };  // the last, and the one behind it, of a half of the feeders
 
 // Boxes of queries that registers have room for; the others lie in shared memory. What registers a thread has follows from
 // what two compilers (13.0 and 13.5) need for no spills.

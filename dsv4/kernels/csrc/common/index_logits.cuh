@@ -137,11 +137,12 @@ __device__ __forceinline__ void lay(uint4* operands, const uint4 (&pieces)[L::PI
 }
 
 // The logit of key 8 t + g of the warp's. `weights`: half those of the token's heads, each times the factor of its query.
-__device__ __forceinline__ float logit(const Keys& keys, const uint4* operands, const float* weights, int lane) {
+__device__ __forceinline__ float logit(const Keys& keys, const uint4* operands, const float* weights, int heads,
+                                       int lane) {
   const int t = lane % 4;
   float sum[TILES][2] = {};
 #pragma unroll 1
-  for (int j = 0; j < HEADS / 8; j += 2) {  // sixteen heads at once: four chains of products
+  for (int j = 0; 8 * j < heads; j += 2) {  // sixteen heads at once: four chains of products
     float d[2][TILES][4] = {};
 #pragma unroll
     for (int p = 0; p < STEPS / 2; p++) {

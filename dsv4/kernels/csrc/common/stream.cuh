@@ -92,12 +92,6 @@ __device__ __forceinline__ void meet(int number) {
   asm volatile("bar.sync %0, %1;" ::"r"(number), "n"(THREADS) : "memory");
 }
 
-// Counts as come there, and goes on: what was read and written before is over for those who meet.
-template <int THREADS>
-__device__ __forceinline__ void come(int number) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(number), "n"(THREADS) : "memory");
-}
-
 // What threads wrote to shared memory becomes visible to copies and tensor cores.
 __device__ __forceinline__ void fence_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
