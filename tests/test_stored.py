@@ -207,8 +207,10 @@ def test_a_step_runs_kernels_alone(on_gpu: Rig) -> None:
 @pytest.mark.gpu
 @pytest.mark.usefixtures("by_kernels")
 def test_kernels_say_what_references_say(on_gpu: Rig, stored: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As near as the references are to themselves if products are off by what tensor cores may be: roundings turn then, and
-    choices of experts with them."""
+    """As near as the references are to themselves if products are off by what tensor cores may be.
+
+    Roundings turn then, and choices of experts with them.
+    """
     found = on_gpu.run(on_gpu.store(), (0, on_gpu.ids))[0].cpu()
     wanted = stored.run(stored.store(), (0, stored.ids))[0]
     for room in (dsv4.ops.linear, dsv4.ops.experts):
