@@ -262,6 +262,17 @@ def test_ops_are_judged_by_processes_as_by_one(capsys: pytest.CaptureFixture[str
     assert len({verdict["op"] for verdict in json.loads(one[1])["verdicts"]}) == 2
 
 
+def test_full_memory_is_no_verdict(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(given: object, found: object) -> None:
+        raise torch.OutOfMemoryError("2 GiB")
+
+    few = [replace(case, oracle=full) for case in cases("norm") if case.name == "1 x 256 bf16"][:1]
+    monkeypatch.setattr("dsv4.check.cases.cases", lambda *families: few)
+    code, out, err = run(capsys, "norm", "--device", "cpu")
+    assert (code, out) == (1, "")
+    assert "the device's memory is full; got 1 processes; lower --jobs" in err
+
+
 def test_the_command_says_what_is_wrong_and_fails(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

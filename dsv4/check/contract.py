@@ -125,6 +125,8 @@ def judge(
         return [judged.said("accepts", refused, Distance("refused", 0, 0, why))]
     try:
         return list(judged.verdicts(twin, company))
+    except torch.OutOfMemoryError:  # says nothing of the implementation
+        raise
     except (DSV4Error, RuntimeError, AssertionError) as error:  # the next case may still tell something
         return [judged.said("run", "", Distance("error", math.nan, 0, f"{type(error).__name__}: {error}"))]
 

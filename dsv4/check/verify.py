@@ -14,6 +14,8 @@ from dsv4.check.contract import Case, Run, Verdict, judge, placed
 from dsv4.errors import ConfigError
 from dsv4.ops.op import Op, use
 
+MemoryFull = torch.OutOfMemoryError
+
 
 def device_for(name: str | None) -> torch.device:
     """The device of this name, or (None) a GPU if there is one and else the CPU. ConfigError if there is none."""

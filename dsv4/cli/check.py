@@ -67,13 +67,17 @@ def check(
     by_op: dict[str, list[int]] = {}
     for number in numbers:
         by_op.setdefault(listed[number].op.name, []).append(number)
-    if processes == 1 or len(by_op) == 1:
-        pairs = list(track(verify.check(chosen, target), "checking", len(chosen), console=quiet, transient=True))
-    else:
-        with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-            judged = pool.map(verify.check_apart, repeat(families or ()), by_op.values(), repeat(str(target)))
-            shown = track(judged, "checking", len(by_op), console=quiet, transient=True)
-            pairs = list(chain.from_iterable(shown))
+    processes = min(processes, len(by_op))
+    try:
+        if processes == 1:
+            pairs = list(track(verify.check(chosen, target), "checking", len(chosen), console=quiet, transient=True))
+        else:
+            with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+                judged = pool.map(verify.check_apart, repeat(families or ()), by_op.values(), repeat(str(target)))
+                shown = track(judged, "checking", len(by_op), console=quiet, transient=True)
+                pairs = list(chain.from_iterable(shown))
+    except verify.MemoryFull:
+        raise RequestError("the device's memory is full", got=f"{processes} processes", do="lower --jobs") from None
     unseen = verify.unseen(chosen, target)
     wrong = [verdict for verdicts in pairs for verdict in verdicts if not verdict.ok]
     if as_json:

@@ -14,6 +14,9 @@
 //         how many blocks share the strands out, how many heads are a tile, or how long the list is that others need.
 // Cluster a tile's strands lie on up to 16 blocks, which merge them through each other's memory. Where there are many tokens a
 //         block has all strands of its tile, of one chunk each, and folds them as they come.
+// Measured on an H100 (bench/results/2026-11-27-ops-second.jsonl), Flash, when its warps handed chunks over by arrivals: CSA 10.6
+//         us, 64 tokens 47.3; HCA with 64 entries 9.4 and 23.9, with 8,192 34.8 and 1,208. Not since.
+// Tried   four warps that widen: 11.8 us and 68.6, with 8,192 entries 48.8.
 // Counted a chunk of 16 heads moves about 2,400 cycles' worth of shared memory, one of 32 heads 3,800 (a third of it rows for
 //         scores, a third rows for values), and a scheduler issues 2,000 or 2,650 instructions for it, 550 of each of its
 //         two feeders: with 32 heads a quarter of BF16 peak is the most that this form can reach. More needs wgmma, with

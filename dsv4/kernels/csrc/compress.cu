@@ -9,7 +9,8 @@
 //         is seen on the device. Of few tokens one launch does both: a term of this step is read from where the product
 //         left it and not from the ring, which another block of threads may write. Of many, blocks take several tokens
 //         each, and a second launch writes the ring.
-// Measured: not yet.
+// Measured on an H100 (bench/results/2026-11-27-ops-second.jsonl): one token that ends a block 4.3 us at ratio 4, 11.4 at
+//         128, 3.7 of index keys; one that ends none 1.4. 8,192 tokens 39, 25 and 17 us.
 //
 // arch: sm_90a sm_100a sm_103a sm_120a
 #include "common/index_vectors.cuh"

@@ -4,15 +4,16 @@
 //         within a segment, then segment by segment. Tiles, clusters and the order of the tiles change none.
 // Form    a block takes tiles of 128 rows of weights (M) and 128 or 256 tokens (N). Two groups of four warps have 64 rows
 //         each: while one scales and adds, the tensor cores work for the other. Four more warps bring weights and tokens; the
-//         scales are the groups' own business. Where tiles are few (`_split`), each block of a cluster has a segment of the columns,
-//         and all of them add up what comes out.
+//         scales are the groups' own business. Where tiles are few (`_split`), each block of a cluster has a segment of the
+//         columns, and all of them add up what comes out.
 // Ceiling a multiprocessor multiplies 64 x 128 x 128 in 256 cycles, a tile of 128 tokens in 512. In those
 //         - the groups read 8 KB of weights, 16 KB of tokens and 8 KB worth of scales each, and the copies write 32 KB: 704
 //           cycles at 128 bytes, 73 % of the tensor cores' peak; with 256 tokens 80 %. (If all of that shares one port.)
 //         - each group has 64 multiplications and 8 loads a thread: about 80 cycles of 256, behind the other's products.
 //         - the second cache gives 32 KB: at 6 TB/s that allows 770 TFLOP/s; with 256 tokens 1,020.
-// Measured on an H100 (bench/results/2026-11-27-linear-wide.jsonl): 8,192 tokens at 69 to 76 % of what cuBLASLt reaches with
-//         8,192 x 8,192 (1,265 TFLOP/s).
+// Measured on an H100 (bench/results/2026-11-27-ops-second.jsonl): 8,192 tokens at 707 to 887 TFLOP/s, cuBLASLt at 945 to 1,224.
+//         Where two more warps brought the scales it took 9 to 15 % less (2026-11-27-linear-wide.jsonl), but racecheck found
+//         them in a race with who read, whom one lane in 32 gave leave.
 // Tried   clusters whose blocks share rows or tokens: pairs gain nothing, so it is not the second cache; fours take twice
 //         the time, for 32 of them do not run at once.
 //
