@@ -7,17 +7,15 @@ One line a timed case: the best forms, microseconds by segments, clusters and st
 from __future__ import annotations
 
 import argparse
-from functools import partial
 from itertools import product
 from pathlib import Path
 
 import torch
 
-from dsv4.bench.clock import in_graph
-from dsv4.bench.ops import l2_cache, record, sets, timed
+from bench.forms import in_turn, microseconds, tell
+from dsv4.bench.ops import timed
 from dsv4.check.contract import placed
 from dsv4.check.verify import prepare
-from dsv4.errors import KernelError
 from dsv4.kernels import linear
 from dsv4.ops.linear import scaled_matmul
 
@@ -36,8 +34,7 @@ def main() -> None:
         given = placed(case.make(), device)
         if case.op is not scaled_matmul or len(given[0]) > linear.FEW:
             continue
-        copies = sets(given, l2_cache(device))
-        calls = [partial(run, *one) for one in copies] * -(-16 // len(copies))
+        calls = in_turn(run, given, device)
         tiles, chosen = given[1].shape[0] // 64, form(*given[1].shape)
         ours = f"{chosen.segments} {chosen.clusters} {memory(chosen, given[1].shape[1], 8)[0]}"
         found: dict[str, float] = {}
@@ -47,15 +44,9 @@ def main() -> None:
             linear.form = lambda *_, tried=tried: tried  # type: ignore[assignment,misc]
             linear._STAGES = linear._FEWEST = stages  # type: ignore[misc]
             memory.cache_clear()
-            try:
-                found[f"{segments} {tried.clusters} {stages}"] = round(1e6 * in_graph(calls, 7).seconds, 3)
-            except KernelError:
-                continue
-        best = sorted(found.items(), key=lambda pair: pair[1])[:6]
-        print(f"{case.name}: chosen {ours}; " + "  ".join(f"{form} {us:.2f}" for form, us in best), flush=True)
-        if asked.json:
-            line = {"what": "linear forms", "case": case.name, "chosen": ours, "us": found}
-            record(asked.json, line, device)
+            if (us := microseconds(calls)) is not None:
+                found[f"{segments} {tried.clusters} {stages}"] = us
+        tell("linear forms", case.name, ours, found, asked.json, device)
 
 
 if __name__ == "__main__":

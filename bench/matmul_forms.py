@@ -7,17 +7,15 @@ many, and which of them `dsv4/kernels/matmul.py` takes. No form changes a bit.
 from __future__ import annotations
 
 import argparse
-from functools import partial
 from pathlib import Path
 
 import torch
 
-from dsv4.bench.clock import in_graph
-from dsv4.bench.ops import l2_cache, record, sets
+from bench.forms import in_turn, microseconds
+from dsv4.bench.ops import record
 from dsv4.check.cases.inputs import BF16, normal
 from dsv4.check.cases.matmul import SHAPES, weights
 from dsv4.check.verify import prepare
-from dsv4.errors import KernelError
 from dsv4.kernels import matmul
 
 TOKENS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
@@ -47,15 +45,12 @@ def main() -> None:
         weight, found = weights(rows, columns, BF16).to(device), dict[str, dict[str, float]]()
         for tokens in TOKENS:
             given = (normal("x", tokens, columns, dtype=BF16).to(device), weight)
-            copies = sets(given, l2_cache(device))
-            calls = [partial(matmul.product, *one) for one in copies] * -(-16 // len(copies))
+            calls = in_turn(matmul.product, given, device)
             found[str(tokens)] = {}
             for form in ("few 8", "few 16", "many", "chosen"):
                 force(form)
-                try:
-                    found[str(tokens)][form] = round(1e6 * in_graph(calls, 7).seconds, 2)
-                except KernelError:
-                    continue
+                if (us := microseconds(calls)) is not None:
+                    found[str(tokens)][form] = round(us, 2)
             shown = "  ".join(f"{form} {us:.2f}" for form, us in found[str(tokens)].items())
             print(
                 f"{name}, {tokens}: {shown}  ({2e-3 * rows * columns / found[str(tokens)]['chosen']:.0f} GB/s)",

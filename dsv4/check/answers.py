@@ -68,8 +68,7 @@ WHOLE: Final = Share(0, 1)
 class Told(NamedTuple):
     """Rows whose items were asked side by side, the seconds they took together, and the draft's guesses in these.
 
-    Seconds of rows that were shared out are those of the share that took longest.
-
+    Of rows that were shared out: the seconds of the share that took longest.
     `draft`: all its guesses, of which those are right that the model chose as well; of first guesses alone, if the
     engine makes one a step.
     """

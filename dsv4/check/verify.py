@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from itertools import chain, repeat
+from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -11,10 +14,8 @@ import torch
 from dsv4 import kernels, settings
 from dsv4.check.cases import cases as all_cases
 from dsv4.check.contract import Case, Run, Verdict, judge, placed
-from dsv4.errors import ConfigError
+from dsv4.errors import ConfigError, RequestError
 from dsv4.ops.op import Op, use
-
-MemoryFull = torch.OutOfMemoryError
 
 
 def device_for(name: str | None) -> torch.device:
@@ -85,8 +86,29 @@ def check(cases: Sequence[Case], device: torch.device) -> Iterator[list[Verdict]
             torch.cuda.empty_cache()  # for who shares the GPU
 
 
-def check_apart(families: Sequence[str], numbers: Sequence[int], device: str) -> list[list[Verdict]]:
-    """`check` in a process that knows nothing yet, of the cases of these families that have these numbers."""
+def check_side_by_side(
+    families: Sequence[str], chosen: Mapping[int, Case], device: torch.device, jobs: int
+) -> Iterator[list[Verdict]]:
+    """`check` in so many processes, each with the cases of one op at a time.
+
+    chosen: by their numbers among the cases of these families. RequestError if the device's memory is full.
+    """
+    by_op: dict[str, list[int]] = {}
+    for number, case in chosen.items():
+        by_op.setdefault(case.op.name, []).append(number)
+    jobs = min(jobs, len(by_op))
+    try:
+        if jobs == 1:
+            yield from check(list(chosen.values()), device)
+        else:
+            with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+                yield from chain.from_iterable(pool.map(_apart, repeat(families), by_op.values(), repeat(str(device))))
+    except torch.OutOfMemoryError:
+        raise RequestError("the device's memory is full", got=f"{jobs} processes", do="lower --jobs") from None
+
+
+def _apart(families: Sequence[str], numbers: Sequence[int], device: str) -> list[list[Verdict]]:
+    """In a process that knows nothing yet."""
     found = all_cases(*families)
     return list(check([found[number] for number in numbers], torch.device(device)))
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-from concurrent.futures import ProcessPoolExecutor
-from itertools import chain, repeat
-from multiprocessing import get_context
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args
 
 import typer
@@ -54,37 +51,23 @@ def check(
     target = verify.device_for(device)
     sizes = SIZES[: 1 + SIZES.index(size or ("big" if target.type == "cuda" else "full"))]
     listed = {number: case for number, case in enumerate(cases(*families or ())) if case.size in sizes}
-    numbers = [number for number, case in listed.items() if op in (None, case.op.name) and only in case.name]
-    chosen = [listed[number] for number in numbers]
+    chosen = {n: case for n, case in listed.items() if op in (None, case.op.name) and only in case.name}
     if not chosen:
         names = dict.fromkeys(case.op.name for case in listed.values())
         asked = " ".join(f"--{name} {given}" for name, given in (("op", op), ("case", only)) if given)
         raise RequestError(
             "no case has this name", got=asked, wanted=f"one of the ops {', '.join(names)}, or of their cases"
         )
-    quiet = Console(stderr=True)
     processes = jobs or (_JOBS if target.type == "cuda" else 1)
-    by_op: dict[str, list[int]] = {}
-    for number in numbers:
-        by_op.setdefault(listed[number].op.name, []).append(number)
-    processes = min(processes, len(by_op))
-    try:
-        if processes == 1:
-            pairs = list(track(verify.check(chosen, target), "checking", len(chosen), console=quiet, transient=True))
-        else:
-            with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-                judged = pool.map(verify.check_apart, repeat(families or ()), by_op.values(), repeat(str(target)))
-                shown = track(judged, "checking", len(by_op), console=quiet, transient=True)
-                pairs = list(chain.from_iterable(shown))
-    except verify.MemoryFull:
-        raise RequestError("the device's memory is full", got=f"{processes} processes", do="lower --jobs") from None
-    unseen = verify.unseen(chosen, target)
+    judged = verify.check_side_by_side(families or (), chosen, target, processes)
+    pairs = list(track(judged, "checking", len(chosen), console=Console(stderr=True), transient=True))
+    unseen = verify.unseen(list(chosen.values()), target)
     wrong = [verdict for verdicts in pairs for verdict in verdicts if not verdict.ok]
     if as_json:
         print(json.dumps(_report(verify.about(target), pairs, unseen), indent=1))
     else:
         _show(pairs, wrong, every or bool(families or op or only))
-        for line in (verify.about(target), _closing(chosen, pairs, wrong), *_not_run(unseen)):
+        for line in (verify.about(target), _closing(list(chosen.values()), pairs, wrong), *_not_run(unseen)):
             Console(highlight=False).print(line, markup=False, soft_wrap=True)
     raise typer.Exit(bool(wrong))
 

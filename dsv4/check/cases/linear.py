@@ -97,18 +97,11 @@ def _product() -> Iterator[Case]:
 
 
 def _slices() -> Iterator[Case]:
+    case = partial(Case, op=scaled_matmul, tokens=(0,), bounds=NEAR, size="timed")
     for label, (rows, columns) in SLICES.items():
         for tokens in (1, 16):
             make = partial(_given, tokens, rows, columns, BF16)
-            yield Case(
-                name=f"{label} {tokens}",
-                op=scaled_matmul,
-                make=make,
-                tokens=(0,),
-                bounds=NEAR,
-                size="timed",
-                bench=label,
-            )
+            yield case(name=f"{label} {tokens}", make=make, bench=label)
 
 
 def _whole_layer() -> Iterator[Case]:

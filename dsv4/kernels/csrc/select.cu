@@ -170,6 +170,16 @@ struct Given {
   }
 };
 
+// A token's first scores on their way, and how many of them it sees.
+template <int ROUNDS>
+__device__ __forceinline__ int started(const Given& g, i64 token, const Row& row, float (&v)[ROUNDS][4]) {
+  pdl_wait();
+  int limit = g.width;
+  if (!g.ahead) limit = seen(g.visible, token, g.width);
+  row.fetch(0, limit, v);
+  return seen(g.visible, token, g.width);
+}
+
 template <int ROUNDS>
 __device__ __forceinline__ void by_one(const Given& g, Scratch<ROUNDS * 4 * MOST_THREADS>* scratches) {
   const Team<1, Scratch<ROUNDS * 4 * MOST_THREADS>> team(1);
@@ -180,12 +190,8 @@ __device__ __forceinline__ void by_one(const Given& g, Scratch<ROUNDS * 4 * MOST
   if (team.thread == 0) s.before = 0;
   const Row row = g.row(team, team.thread * 4, team.threads * 4);
   i64* const out = g.out + team.token * g.columns;
-  pdl_wait();
   float v[ROUNDS][4];
-  int limit = g.width;
-  if (!g.ahead) limit = seen(g.visible, team.token, g.width);
-  row.fetch(0, limit, v);
-  const int n = seen(g.visible, team.token, g.width);
+  const int n = started(g, team.token, row, v);
   if (n <= g.columns) return all(n, g.columns, team, out);
 
   // As many groups of threads as are picked: the least of their largest keys is a bound.
@@ -248,12 +254,8 @@ __device__ __forceinline__ void by_team(const Given& g, TeamScratch* scratches) 
   if (team.thread == 0) s.found = s.before = 0;
   const Row row = g.row(team, (warp * team.size + team.rank) * CHUNK + lane * 4, team.threads * 4 * team.size);
   i64* const out = g.out + team.token * g.columns;
-  pdl_wait();
   float v[BATCH][4];
-  int limit = g.width;
-  if (!g.ahead) limit = seen(g.visible, team.token, g.width);
-  row.fetch(0, limit, v);
-  const int n = seen(g.visible, team.token, g.width);
+  const int n = started(g, team.token, row, v);
   if (n <= g.columns) return all(n, g.columns, team, out);
   team.begin();
 
@@ -316,7 +318,7 @@ __device__ __forceinline__ void by_team(const Given& g, TeamScratch* scratches) 
 #define SELECT_ALONE(ROUNDS)                               \
   SELECT(select_alone_##ROUNDS) {                          \
     __shared__ Scratch<ROUNDS * 4 * MOST_THREADS> scratch; \
-    by_one<ROUNDS>(GIVEN, &scratch);                 \
+    by_one<ROUNDS>(GIVEN, &scratch);                       \
   }
 
 SELECT_ALONE(1)

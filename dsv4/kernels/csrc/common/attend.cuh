@@ -206,7 +206,7 @@ __device__ __forceinline__ void run(const bf16* q, const Lists& lists, const flo
   Memory<HEADS>& memory = *reinterpret_cast<Memory<HEADS>*>(shared);
   pdl_trigger();
   if (threadIdx.x >= WORKERS) {
-    Share<HEADS>::give();
+    Share::give();
     feed(lists, memory, tiles);
     if (cluster_size() > 1) {
       meet_cluster();
@@ -215,7 +215,7 @@ __device__ __forceinline__ void run(const bf16* q, const Lists& lists, const flo
       finish_share<1>(memory, threadIdx.x / 32, THREADS / 32, 1, sink, turn, heads, tiles, out);
     }
   } else {
-    Share<HEADS>::take();
+    Share::take();
     work<M>(q, lists.chunks(), memory, heads, tiles);
     const bool alone = cluster_size() == 1;
     if (alone) {

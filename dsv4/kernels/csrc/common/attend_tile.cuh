@@ -15,7 +15,6 @@ enum Meeting { OF_FEEDERS = 1, OF_WORKERS, WITH_WORKERS };  // the last, and the
 // what two compilers (13.0 and 13.5) need for no spills.
 template <int HEADS>
 constexpr int HELD = HEADS > 16 ? BOXES - 4 : BOXES - 1;
-template <int HEADS>
 using Share = Registers<FEEDERS, WORKERS, 56, 200>;
 
 // Shared memory of tiles of HEADS heads.

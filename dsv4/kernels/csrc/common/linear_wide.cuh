@@ -121,14 +121,14 @@ struct Scales {
     for (int piece = 0; piece < PIECES; piece++) codes[piece] = piece < there ? x[piece * apart] : 0;
     x++;
   }
-  __device__ __forceinline__ const float* of(int turn, int piece) const {
+  __device__ __forceinline__ float* of(int turn, int piece) const {
     return held + (turn % 2 * PIECES + piece) * TILE;
   }
   // What was loaded becomes visible to the group, and the next is loaded if there is `more`.
   __device__ __forceinline__ void hand_over(int turn, bool more, int group) {
 #pragma unroll
     for (int piece = 0; piece < PIECES; piece++)
-      const_cast<float*>(of(turn, piece))[scale_place(threadIdx.x % GROUP)] = ue8m0_float(codes[piece]) * ue8m0_float(by);
+      of(turn, piece)[scale_place(threadIdx.x % GROUP)] = ue8m0_float(codes[piece]) * ue8m0_float(by);
     if (more) load();
     meet_group(group);
   }
