@@ -105,7 +105,7 @@ def measure(chosen: Sequence[Case], device: torch.device, samples: int = SAMPLES
         with torch.no_grad(), pure():
             nbytes = moved(case, given, first(*given))
         for name, run in runs.items():
-            yield Measured(case, name, _timing(case, run, given, samples), nbytes, copy, peak)
+            yield Measured(case, name, clocked(case, run, given, samples), nbytes, copy, peak)
 
 
 def moved(case: Case, given: Arguments, found: Any) -> int:
@@ -126,7 +126,8 @@ def _accepts(case: Case, name: str, given: Arguments) -> bool:
     return case.op.implementations[name].accepts(*given) is None
 
 
-def _timing(case: Case, run: Run, given: Arguments, samples: int) -> Timing:
+def clocked(case: Case, run: Run, given: Arguments, samples: int = SAMPLES) -> Timing:
+    """In a CUDA graph, of as many calls as make a replay last; on a CPU alone."""
     device, tokens = given[0].device, len(given[case.tokens[0]])
     if device.type != "cuda":
         return on_cpu([partial(run, *given)], samples)

@@ -51,7 +51,9 @@ PREFER: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = dict.fromkeys(ARCHI
 }
 # Libraries beside our kernels, which are judged and timed with them but run only where they are named: a row of theirs
 # has other bits in other company.
-LIBRARIES: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {"sm_90a": {"scaled_matmul": ("cublaslt",)}}
+LIBRARIES: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
+    name: {"scaled_matmul": ("cublaslt" if name == "sm_90a" else "cublaslt_nvfp4",)} for name in ARCHITECTURES
+}
 
 
 def install() -> None:
@@ -74,6 +76,7 @@ def _register() -> None:
         linear,
         linear_library,
         linear_mixed,
+        linear_nvfp4,
         matmul,
         mhc,
         moe,

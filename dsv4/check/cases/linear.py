@@ -14,7 +14,7 @@ from dsv4.check.contract import Arguments, Case, Size
 from dsv4.check.metrics import Bound, Bounds
 from dsv4.ops.linear import linear, scaled_matmul
 from dsv4.ops.quantize import quantize
-from dsv4.quant.formats import FP8_BLOCK, FP8_ROW
+from dsv4.quant.formats import FP8_BLOCK, FP8_ROW, NVFP4
 from dsv4.quant.rounding import FP8
 from dsv4.quant.tensor import QTensor
 
@@ -53,6 +53,7 @@ def exact(given: Arguments, found: Any) -> Tensor:
 
 def cases() -> Iterator[Case]:
     yield from _product()
+    yield from _nvfp4()
     yield from _slices()
     yield from _whole_layer()
 
@@ -96,6 +97,15 @@ def _product() -> Iterator[Case]:
             yield case(name=f"{label} {tokens}", make=make, size=size, bench=label, flops=flops)
 
 
+def _nvfp4() -> Iterator[Case]:
+    """Both operands of it, which no kernel of ours takes and a library may."""
+    case = partial(Case, op=scaled_matmul, tokens=(0,), bounds=NEAR, oracle=exact, oracle_bounds=NEAR, refusable=True)
+    for name, dtype in (("fp32", FP32), ("bf16", BF16)):
+        for tokens, rows, columns in ((1, 16, 32), (3, 144, 96), (130, 48, 256)):
+            make = partial(_given_nvfp4, tokens, rows, columns, dtype)
+            yield case(name=f"nvfp4 {tokens} x {rows} x {columns} {name}", make=make)
+
+
 def _slices() -> Iterator[Case]:
     case = partial(Case, op=scaled_matmul, tokens=(0,), bounds=NEAR, size="timed")
     for label, (rows, columns) in SLICES.items():
@@ -130,6 +140,12 @@ def _exact_layer(given: Arguments, found: Any) -> Tensor:
 
 def _given(tokens: int, rows: int, columns: int, dtype: torch.dtype) -> Arguments:
     return rows_of(tokens, columns), matrix(rows, columns), dtype
+
+
+def _given_nvfp4(tokens: int, rows: int, columns: int, dtype: torch.dtype) -> Arguments:
+    """Each token under a global scale of its own, the matrix under one."""
+    x = quantize.reference(normal("x", tokens, columns, dtype=BF16), NVFP4, "row")
+    return x, NVFP4.encode(normal("nvfp4", rows, columns, size=0.02)), dtype
 
 
 def rows_of(tokens: int, columns: int) -> QTensor:
