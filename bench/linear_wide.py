@@ -4,15 +4,19 @@ For each matrix and number of tokens the best plans, in microseconds and TFLOP/s
 kernel for few tokens in turns of 32, and cuBLASLt's product alone, its scales made beforehand. A plan whose result has
 other bits than the kernel for few is named. These figures choose `plan` of dsv4/kernels/linear_wide.py and `FEW` of
 dsv4/kernels/linear.py.
+
+With --csrc FOLDER... instead: the kernels of these copies of dsv4/kernels/csrc beside ours, in the plan that is chosen.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -25,12 +29,15 @@ from dsv4.check.metrics import differing
 from dsv4.check.verify import prepare
 from dsv4.errors import KernelError
 from dsv4.kernels import linear, linear_library, linear_wide
-from dsv4.kernels.linear_wide import Kind, Plan
+from dsv4.kernels.build import Places
+from dsv4.kernels.launch import Kernel
+from dsv4.kernels.linear_wide import KERNELS, Kind, Plan
 from dsv4.ops.linear import scaled_matmul
 from dsv4.quant.tensor import QTensor
 
 TOKENS = (17, 32, 33, 48, 64, 96, 128, 256, 512, 2048, 8192)
 NAMES = ("flash wq_b", "flash wo_b", "flash shared w1 w3", "flash shared w2", "flash wq_a wkv", "pro wo_b")
+ROUNDS = 3  # of kernels in turn: a GPU that gets warm is slower for all of them
 
 
 def plans(segments: int, tokens: int) -> Iterator[Plan]:
@@ -87,11 +94,57 @@ def tried(given: Arguments, copies: list[Arguments]) -> tuple[dict[str, float], 
     return found, wrong
 
 
+class Roomy(Plan):
+    """With all memory that there is: what another kernel has beside its ring is its own affair."""
+
+    @property
+    def bytes(self) -> int:
+        return linear_wide.SHARED
+
+
+def kernels_of(csrc: Path) -> dict[tuple[torch.dtype, Kind], Kernel]:
+    """Those of a copy of our sources, in which ready-made ones may lie in a folder `prebuilt`."""
+    places = Places(csrc=csrc, prebuilt=csrc / "prebuilt")
+    return {key: Kernel(ours.file, ours.name, ours.signature, places) for key, ours in KERNELS.items()}
+
+
+@contextmanager
+def launched(kernels: Mapping[tuple[torch.dtype, Kind], Kernel]) -> Iterator[None]:
+    """These in place of ours."""
+    ours = dict(KERNELS)
+    KERNELS.update(kernels)
+    try:
+        yield
+    finally:
+        KERNELS.update(ours)
+
+
+def compared(given: Arguments, copies: list[Arguments], folders: list[Path]) -> tuple[dict[str, float], list[str]]:
+    """Microseconds by folder and kind of tiles, and those with other bits."""
+    x, weight, _ = given
+    segments = linear.form(*weight.shape).segments
+    kinds = {linear_wide.plan(weight.shape[0], segments, len(x)).kind, *(("wide128",) if segments == 1 else ())}
+    plans = [Roomy(*linear_wide.fitting(Plan(kind))) for kind in sorted(kinds)]
+    all_kernels = {"ours": dict(KERNELS), **{folder.name: kernels_of(folder) for folder in folders}}
+    samples: dict[str, list[float]] = {}
+    wrong, wanted = [], through_few(*given)
+    for turn in range(ROUNDS):
+        for (folder, kernels), plan in ((pair, plan) for plan in plans for pair in all_kernels.items()):
+            name = f"{folder} {plan.kind}"
+            with launched(kernels):
+                if not turn and differing(through_plan(plan, segments, *given), wanted):
+                    wrong.append(name)
+                calls: list[Call] = [partial(through_plan, plan, segments, *one) for one in copies]
+                samples.setdefault(name, []).append(timed(calls, len(x)))
+    return {name: round(median(found), 2) for name, found in samples.items()}, wrong
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--json", type=Path, help="append one line for each case to this file")
     parser.add_argument("--case", nargs="*", default=NAMES, help="only these matrices")
     parser.add_argument("--tokens", type=int, nargs="*", default=TOKENS)
+    parser.add_argument("--csrc", type=Path, nargs="*", help="compare the kernels of these folders with ours")
     asked = parser.parse_args()
     prepare()
     device = torch.device("cuda", 0)
@@ -102,17 +155,19 @@ def main() -> None:
         rows, columns = SHAPES[name]
         given = placed(_given(tokens, rows, columns, torch.bfloat16), device)
         copies = sets(given, l2_cache(device))
-        plan, wrong = tried(given, copies)
+        plan, wrong = tried(given, copies) if asked.csrc is None else compared(given, copies, asked.csrc)
         others = {"chosen": [partial(run, *one) for one in copies], "cublaslt": [library(*one) for one in copies]}
         if tokens <= 128:
             others["few"] = [partial(through_few, *one) for one in copies]
         beside = {of: round(timed(calls, tokens), 2) for of, calls in others.items()}
         flops = 2 * tokens * rows * columns
         shown = [f"{of} {us:.1f} ({flops / us / 1e6 / (peak / 1e12):.0%})" for of, us in beside.items()]
-        shown += [f"{of}: {us:.1f}" for of, us in sorted(plan.items(), key=lambda pair: pair[1])[:4]]
+        best = sorted(plan.items(), key=lambda pair: pair[1])
+        shown += [f"{of}: {us:.1f}" for of, us in (best[:4] if asked.csrc is None else best)]
         print(f"{name} {tokens}: " + "  ".join(shown) + "".join(f"\n  OTHER BITS {one}" for one in wrong), flush=True)
         if asked.json:
-            line = {"what": "wide linear plans", "matrix": name, "tokens": tokens, "us": beside | plan, "wrong": wrong}
+            what = "wide linear plans" if asked.csrc is None else "wide linear kernels"
+            line = {"what": what, "matrix": name, "tokens": tokens, "us": beside | plan, "wrong": wrong}
             record(asked.json, line | {"fp8_peak": peak}, device)
     print(f"{time.monotonic() - began:.0f} s")
 

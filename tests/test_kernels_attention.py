@@ -47,10 +47,9 @@ def test_no_token_is_no_launch() -> None:
 def forms(entries: int) -> list[Plan]:
     """All that `plan` may choose from, and clusters of other sizes."""
     strands = min(-(-entries // 64), 32)
-    sizes = [blocks for blocks in range(2, 17) if -(-strands // blocks) <= 2 and blocks <= strands]
-    shapes = [(1, 1)] * (entries <= 2048) + [(blocks, -(-strands // blocks)) for blocks in sizes]
-    made = [Plan(heads, *shape) for heads in (16, 32) for shape in shapes]
-    return [form for form in made if form.smem <= WHOLE]
+    sizes = [1] * (entries <= 32 * 64) + [pairs for pairs in range(2, 9) if 2 * pairs - 1 <= strands]
+    made = [attention.form(heads, pairs, strands) for heads in (16, 32, 64) for pairs in sizes]
+    return [form for form in made if form]
 
 
 def in_form(form: Plan, given: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch, order: int = 0) -> Tensor:
@@ -60,8 +59,8 @@ def in_form(form: Plan, given: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch,
 
 
 FORMS = (
-    ("32 heads, 64 + 70 rows", 5),
-    ("absent entries", 5),
+    ("32 heads, 64 + 70 rows", 6),
+    ("absent entries", 6),
     pytest.param("a token without entries", 5, marks=pytest.mark.slow),
     pytest.param("huge scores", 5, marks=pytest.mark.slow),
     pytest.param("more chunks than strands", 1, marks=pytest.mark.slow),
@@ -93,20 +92,21 @@ def test_absent_entries_behind_change_no_bit(more: int, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("heads", [4, 8, 16, 32, 64, 128])
 @pytest.mark.parametrize("entries", [1, 128, 192, 640, 1152, 2048, 2049, 8320])
 def test_every_plan_fits(heads: int, entries: int) -> None:
-    """For one token and for thousands: shared memory, strands of a block, and a cluster's size."""
+    """For one token and for thousands: shared memory, strands of a stream, and a cluster's size."""
     strands = min(-(-entries // 64), 32)
     for tokens in (1, 2, 5, 16, 64, 500, 8192):
         form = plan(tokens, heads, entries, 132)
         assert form.smem <= WHOLE
-        assert form.blocks == form.slots == 1 or (form.blocks <= min(strands, 16) and form.slots <= 2)
-        assert form.blocks * form.slots >= strands or (form.blocks == 1 and entries <= 2048)
+        assert form.pairs == form.slots == 1 or (form.pairs <= min(strands, 8) and form.slots <= 2)
+        assert 2 * form.pairs * form.slots >= strands or (form.pairs == 1 and entries <= 2048)
 
 
 def test_one_token_spreads_and_many_do_not() -> None:
-    assert plan(1, 64, 640, 132) == Plan(16, 10, 1)
-    assert plan(1, 64, 8320, 132) == Plan(16, 16, 2)
-    assert plan(64, 64, 640, 132) == Plan(32, 1, 1)
-    assert plan(64, 128, 1152, 132) == Plan(32, 1, 1)
+    assert plan(1, 64, 640, 132) == Plan(16, 5, 1, 3, 3)
+    assert plan(1, 64, 8320, 132) == Plan(16, 8, 2, 3, 2)
+    assert plan(1, 128, 1152, 132) == Plan(32, 5, 2, 2, 2)
+    assert plan(64, 64, 640, 132) == Plan(64, 1, 1, 3, 3)
+    assert plan(64, 128, 1152, 132) == Plan(64, 1, 1, 3, 3)
 
 
 @pytest.mark.gpu

@@ -85,10 +85,10 @@ def test_every_plan_fits(shape: tuple[int, int], tokens: int) -> None:
 
 def test_what_a_plan_decides() -> None:
     """Few tiles are split by segments; one segment and many tiles have tiles of 256 tokens."""
-    assert linear_wide.plan(4096, 4, 128) == Plan("split", stages=4)
-    assert linear_wide.plan(7168, 4, 128) == Plan("split", stages=4)
+    assert linear_wide.plan(4096, 4, 128) == Plan("split", stages=5)
+    assert linear_wide.plan(7168, 4, 128) == Plan("split", stages=5)
     assert linear_wide.plan(4096, 4, 256) == Plan("wide128", stages=6)
-    assert linear_wide.plan(4096, 2, 256) == Plan("split", stages=4)
+    assert linear_wide.plan(4096, 2, 256) == Plan("split", stages=5)
     assert linear_wide.plan(4096, 2, 512) == Plan("wide128", stages=6)
     assert linear_wide.plan(4096, 4, 8192) == Plan("wide128", stages=6)
     assert linear_wide.plan(32768, 1, 129) == Plan("wide256", stages=4)

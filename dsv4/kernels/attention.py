@@ -17,56 +17,69 @@ from dsv4.quant.formats import FP8_ROW
 from dsv4.quant.kv_rows import KvRow
 from dsv4.quant.tensor import QTensor
 
-# As csrc/common/attend.cuh has them.
+# As csrc/common/attend_tile.cuh has them.
 _ROW: Final = KvRow(512, 64)
 _THREADS: Final = 512
 _CHUNK: Final = 64  # entries
 _STRANDS: Final = 32
-_PITCH: Final = 520 * 4  # bytes from head to head of values
+_SLOTS: Final = 2
+_RINGS: Final = ((3, 3), (3, 2), (2, 3), (2, 2))
+_PITCH: Final = 264 * 4  # bytes from head to head of a block's values
+_TILES: Final = (16, 32, 64)  # heads
 _MOST_HEADS: Final = 1024
-_KERNELS: Final = {16 * m: Kernel("attend.cu", f"attend_{m}", "p p l i p i p l i p i p p p i i p p p") for m in (1, 2)}
+_KERNEL: Final = Kernel("attend.cu", "attend_tiles", "p p l i p i p l i p i p p p i i i i i p p p")
 _WHOLE: Final = 227 << 10  # bytes of shared memory for a block
-_NEIGHBOURS: Final = 16  # multiprocessors that a cluster lies on
-# What a block's time is made of, in units of a chunk of 16 heads, as its bytes of shared memory were counted.
-_START: Final = 2.0
-_COST: Final = {16: 1.0, 32: 1.6}  # of a chunk
-_MERGE: Final = {16: 0.7, 32: 1.3}
+# Multiprocessors that a cluster lies on; of so many clusters there is room at once (an H100 gave no more than seven).
+_NEIGHBOURS: Final = 16
+_PLACES: Final = 7
+# What a tile's time is made of, in units of a chunk of a stream: fitted to bench/results/2026-11-28-attend-forms.jsonl.
+_START: Final = 0.5
+_MERGE: Final = {16: 1.35, 32: 1.65, 64: 2.75}  # of strands on several pairs, by the tile's heads
+_CLOSE: Final = 0.3  # of it where a pair has all strands
 
 
 class Plan(NamedTuple):
-    """heads: of a tile, 16 or 32. blocks: of a cluster. slots: strands that a block keeps, 2 at most."""
+    """heads: of a tile. pairs: of blocks in a cluster. slots: strands that a stream keeps.
+
+    stages, ring: chunks in shared memory, as BF16 and as they are stored.
+    """
 
     heads: int
-    blocks: int
+    pairs: int
     slots: int
+    stages: int
+    ring: int
 
     @property
     def smem(self) -> int:
-        """Bytes: `Memory` of the kernel, and the first of two strands."""
-        tiles = self.heads * 128
-        raw, wide = 3 * (_CHUNK // 2) * (_ROW.row_bytes + _ROW.scale_bytes), 2 * _CHUNK * 1024
-        queries = (1 if self.heads == 16 else 4) * tiles
-        beside = 8 * _CHUNK // 2 * 16 + 16 * 4 + self.heads * (64 + 16) + 16
-        return raw + wide + tiles + queries + beside + (self.slots - 1) * self.heads * _PITCH
+        """Bytes: `Memory` of the kernel, and what is behind it."""
+        beside, queries, wide, stored = 7168, 64 * 512, self.stages * _CHUNK * 512, self.ring * _CHUNK * 320
+        return beside + queries + wide + stored + self.heads * 512 + (self.slots - 1) * 2 * self.heads * _PITCH
+
+
+def form(tile: int, pairs: int, strands: int) -> Plan | None:
+    """With the rings that shared memory has room for; None: it has none for this."""
+    slots = -(-strands // (2 * pairs)) if pairs > 1 else 1
+    made = [Plan(tile, pairs, slots, *rings) for rings in _RINGS]
+    return next((one for one in made if one.smem <= _WHOLE and slots <= _SLOTS), None)
 
 
 def plan(tokens: int, heads: int, entries: int, processors: int) -> Plan:
     """The form that should be over first, on so many multiprocessors."""
     chunks = -(-entries // _CHUNK)
     strands = min(chunks, _STRANDS)
-    spread = {blocks for blocks in (strands, -(-strands // 2)) if 1 < blocks <= _NEIGHBOURS}
-    forms = [Plan(tile, blocks, -(-strands // blocks)) for tile in _COST for blocks in sorted(spread)]
-    forms = [form for form in forms if form.smem <= _WHOLE]
-    if chunks <= _STRANDS:
-        forms += [Plan(tile, 1, 1) for tile in _COST]
-    return min(forms, key=lambda form: _time(form, tokens, heads, chunks, processors))
+    spread = {-(-strands // (2 * slots)) for slots in range(1, _SLOTS + 1)}
+    shapes = [pairs for pairs in sorted(spread) if 1 < pairs <= _NEIGHBOURS // 2]
+    shapes += [1] * (chunks <= _STRANDS)
+    forms = [one for tile in _TILES for pairs in shapes if (one := form(tile, pairs, strands))]
+    return min(forms, key=lambda one: _time(one, tokens, heads, chunks, processors))
 
 
-def _time(form: Plan, tokens: int, heads: int, chunks: int, processors: int) -> float:
-    at_once = processors if form.blocks == 1 else processors // _NEIGHBOURS * (_NEIGHBOURS // form.blocks)
-    rounds = -(-tokens * -(-heads // form.heads) // max(1, at_once))
-    alone = _START + -(-chunks // form.blocks) * _COST[form.heads]
-    return rounds * (alone + (_MERGE[form.heads] if form.blocks > 1 else 0.0))
+def _time(one: Plan, tokens: int, heads: int, chunks: int, processors: int) -> float:
+    at_once = processors // 2 if one.pairs == 1 else _PLACES * (_NEIGHBOURS // (2 * one.pairs))
+    rounds = -(-tokens * -(-heads // one.heads) // max(1, at_once))
+    merge = _MERGE[one.heads] * (1.0 if one.pairs > 1 else _CLOSE)
+    return rounds * (_START + -(-chunks // (2 * one.pairs)) + merge)
 
 
 def _refuse(
@@ -119,7 +132,7 @@ def _run(
         need(listed, "rows", shape=(tokens, None), dtype=torch.int64, device=device)
         places += [pages, pages.shape[1], _ROW.page_rows(pages.shape[1]), listed, listed.shape[1]]
     entries = sum(listed.shape[1] for _, listed in lists)
-    form = plan(tokens, heads, entries, rows.multiprocessors(device))
-    tiles = -(-heads // form.heads)
-    grid, given = tokens * tiles * form.blocks, (q, *places, sink, *turn, heads, tiles, *out)
-    _KERNELS[form.heads](grid, _THREADS, *given, smem=form.smem, cluster=form.blocks, pdl=True)
+    one = plan(tokens, heads, entries, rows.multiprocessors(device))
+    tiles, blocks = -(-heads // one.heads), 2 * one.pairs
+    given = (q, *places, sink, *turn, heads, tiles, one.heads, one.stages, one.ring, *out)
+    _KERNEL(tokens * tiles * blocks, _THREADS, *given, smem=one.smem, cluster=blocks, pdl=True)

@@ -11,47 +11,100 @@ from torch import Tensor
 from dsv4.kernels.launch import Kernel, need
 from dsv4.kernels.matmul import Machine, machine_of
 from dsv4.ops.index_logits import index_logits, layout_of
-from dsv4.quant.index_keys import KEY_LAYOUTS, SCALE_BYTES, KeyLayout
+from dsv4.quant.index_keys import SCALE_BYTES, KeyLayout
 
-# As csrc/common/index_logits.cuh has them.
+# As the sources have them.
 _HEADS: Final = 64
-_THREADS: Final = 128
-_KEYS: Final = 128  # of a stage
-_STAGES: Final = {"fp4": 4, "fp8": 3}
 _OPERANDS: Final = _HEADS * 128 * 2  # bytes of a token's queries
-_MOST_KEYS: Final = 2**20  # of a page
+_KEYS: Final = (4, 2**20)  # of a page
 _WIDEST: Final = 2**28
 _NEAR: Final = (4, 2, 1)
-_BLOCKS: Final = {"fp4": 4, "fp8": 3}  # of a multiprocessor, at most
+_FEW: Final = 8  # multiprocessors to a block
 _BESIDE: Final = 3 << 10  # bytes of shared memory that a block has beside `smem`, at most
-_START: Final = 2  # stages that it takes until a block has its first keys and queries
 _SIGNATURE: Final = "p p p i p i i p l p p i i i i i p"
-_KERNELS: Final = {name: Kernel("index_logits.cu", f"index_logits_{name}", _SIGNATURE) for name in KEY_LAYOUTS}
+_HOPPER_SIGNATURE: Final = "p p p i p i i p l i p p i i i i i p"
+
+
+class Form(NamedTuple):
+    """A kernel of one layout, and what `plan` has to know of it.
+
+    tile: keys that are multiplied at once. team: tiles that a block has at the same time, at most. threads: of a tile.
+    stages: of its ring. beside: bytes that a key has there beside its numbers. blocks: of a multiprocessor, at most.
+    fewest: the same, for several tokens to share a block. start: rounds of tiles that it takes until a block has its
+    first keys and queries. guesses: it is told how many sequences there are, and guesses a token's before it knows.
+    """
+
+    kernel: Kernel
+    tile: int
+    team: int
+    threads: int
+    stages: int
+    beside: int
+    blocks: int
+    fewest: int
+    start: int
+    guesses: bool = False
+
+
+_WIDE: Final = {  # for all but Hopper
+    "fp4": Form(Kernel("index_logits.cu", "index_logits_fp4", _SIGNATURE), 128, 1, 128, 4, 4, 4, 2, 2),
+    "fp8": Form(Kernel("index_logits.cu", "index_logits_fp8", _SIGNATURE), 128, 1, 128, 3, 4, 3, 2, 2),
+}
+_HOPPER: Final = {
+    name: Form(
+        Kernel("index_logits_hopper.cu", f"index_logits_hopper_{name}", _HOPPER_SIGNATURE),
+        tile=128, team=4, threads=128, stages=2, beside=16, blocks=1, fewest=1, start=2, guesses=True,
+    )
+    for name in _WIDE
+}  # fmt: skip
 
 
 class Plan(NamedTuple):
-    """near: tokens of a block, groups: blocks side by side on tokens, spans: on keys. smem in bytes."""
+    """near: tokens of a block, groups: blocks side by side on tokens, spans: on keys. team: its tiles at once."""
 
     near: int
     groups: int
     spans: int
-    smem: int
+    team: int
 
 
 @lru_cache
-def plan(layout: KeyLayout, tokens: int, sequences: int, width: int, machine: Machine) -> Plan:
-    """Tokens share a block where there have to be several of a sequence, if two blocks have room beside each other."""
-    stages, units = _STAGES[layout.name], -(-width // _KEYS)
-    ring = stages * _KEYS * sum(layout.sizes)
+def on_hopper(device: torch.device) -> bool:
+    """Also where threads play it on a CPU."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) == (9, 0)
+
+
+def form_of(layout: KeyLayout, device: torch.device) -> Form:
+    return (_HOPPER if on_hopper(device) else _WIDE)[layout.name]
+
+
+@lru_cache
+def plan(layout: KeyLayout, form: Form, tokens: int, sequences: int, width: int, machine: Machine) -> Plan:
+    """Tokens share a block where there have to be several of a sequence, if there is room.
+
+    Few blocks, of a tile each, are over sooner with two warpgroups to lay out queries than with four.
+    """
+    tiles = -(-width // form.tile)
 
     def beside(near: int) -> int:
-        return min(_BLOCKS[layout.name], machine.shared // (ring + near * _OPERANDS + _BESIDE))
+        return min(form.blocks, machine.shared // (shared(layout, form, form.team, near) + _BESIDE))
 
-    near = next((n for n in _NEAR if tokens >= n * sequences and beside(n) > 1), 1)
+    near = next((n for n in _NEAR if tokens >= n * sequences and beside(n) >= form.fewest), 1)
     groups = -(-tokens // near)
     at_once = machine.processors * max(1, beside(near))
-    spans = min(range(1, min(units, at_once) + 1), key=lambda n: -(-groups * n // at_once) * (_START + -(-units // n)))
-    return Plan(near, groups, spans, ring + near * _OPERANDS)
+
+    def cost(spans: int) -> tuple[int, int]:
+        """Rounds of tiles; of equal ones more blocks are better."""
+        return -(-groups * spans // at_once) * (form.start + -(-tiles // (spans * form.team))), -spans
+
+    spans = min(range(1, min(tiles, at_once) + 1), key=cost)
+    few = spans == tiles and _FEW * groups * tiles <= machine.processors
+    return Plan(near, groups, spans, min(form.team, 2) if few else form.team)
+
+
+def shared(layout: KeyLayout, form: Form, team: int, near: int) -> int:
+    """Bytes of a block's dynamic shared memory."""
+    return form.stages * form.tile * team * (layout.data_bytes + form.beside) + near * _OPERANDS
 
 
 def _refuse(
@@ -71,8 +124,9 @@ def _refuse(
     if width > _WIDEST:
         return f"{width} logits a token, and up to {_WIDEST} fit"
     size, keys = pages.shape[1], layout_of(q).page_rows(pages.shape[1])
-    if size % 16 or keys & (keys - 1) or not 0 < keys <= _MOST_KEYS:
-        return f"a page of {size} bytes has {keys} keys; a multiple of 16 and a power of two up to {_MOST_KEYS} fit"
+    least, most = _KEYS
+    if size % 16 or keys & (keys - 1) or not least <= keys <= most:
+        return f"a page of {size} bytes has {keys} keys; a multiple of 16 and a power of two, {least} to {most}, fit"
     return None
 
 
@@ -98,12 +152,13 @@ def _index_logits(
     logits = torch.empty(tokens, width, device=device)
     if not logits.numel():
         return logits
-    form = plan(layout, tokens, len(table), width, machine_of(device))
+    form = form_of(layout, device)
+    launch = plan(layout, form, tokens, len(table), width, machine_of(device))
     shift = layout.page_rows(pages.shape[1]).bit_length() - 1
-    stored = (pages, pages.shape[1], shift, table, table.shape[1], slots, visible)
-    sizes = (tokens, width, form.near, form.groups, form.spans)
-    grid = form.groups * form.spans
-    _KERNELS[layout.name](
-        grid, _THREADS, q, q_scales, weights, heads, *stored, *sizes, logits, smem=form.smem, pdl=True
-    )
+    rows = (len(table),) if form.guesses else ()
+    stored = (pages, pages.shape[1], shift, table, table.shape[1], *rows, slots, visible)
+    sizes = (tokens, width, launch.near, launch.groups, launch.spans)
+    grid, threads = launch.groups * launch.spans, launch.team * form.threads
+    smem = shared(layout, form, launch.team, launch.near)
+    form.kernel(grid, threads, q, q_scales, weights, heads, *stored, *sizes, logits, smem=smem, pdl=True)
     return logits

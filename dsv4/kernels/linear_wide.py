@@ -18,7 +18,7 @@ _THREADS: Final = 384
 _MOST_STAGES: Final = 8
 _BUFFER: Final = 8192  # bytes
 _SHEET: Final = TILE * (TILE + 4) * 4  # bytes
-_SHARED: Final = (227 << 10) - 1024  # bytes of a block beside its barriers
+SHARED: Final = (227 << 10) - 1024  # bytes of a block beside its barriers
 
 Kind = Literal["wide128", "wide256", "split"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
@@ -57,9 +57,8 @@ class Plan(NamedTuple):
     @property
     def bytes(self) -> int:
         """Of dynamic shared memory."""
-        scales = 2 * 2 * 4 * self.tokens  # of two groups, two stages each
         sums = _SHEET if self.kind == "split" else 2 * _BUFFER
-        return self.stages * TILE * (TILE + self.tokens) + scales + sums
+        return self.stages * TILE * (TILE + self.tokens) + sums
 
 
 @lru_cache(maxsize=4096)
@@ -73,7 +72,7 @@ def plan(rows: int, segments: int, tokens: int) -> Plan:
 
 def fitting(given: Plan) -> Plan:
     """With as many stages as find room."""
-    stages = max(n for n in range(1, _MOST_STAGES + 1) if given._replace(stages=n).bytes <= _SHARED)
+    stages = max(n for n in range(1, _MOST_STAGES + 1) if given._replace(stages=n).bytes <= SHARED)
     return given._replace(stages=stages)
 
 

@@ -3,38 +3,39 @@
 // Moves   a token of CSA: 640 rows of 584 bytes, queries and values 64 KiB each (Flash): 0.5 MB. HCA at 1M: 4.9 MB a token.
 // Floor   at 3.0 TB/s: 0.2 us, and 1.7 us. One token is latency: gather, widen, two products, the merge. Of 64 tokens the
 //         products count: 5.4 GFLOP are 5.4 us of BF16 peak.
-// Form    heads are the 16 rows of mma.m16n8k16, cache rows its 8; a row is widened to BF16 once (exactly: E4M3 times a power
-//         of two) and is key and value from the same place. Queries stay in registers as far as these go. Eight warps
-//         bring halves of chunks and widen them, a chunk ahead of the eight that multiply: a warp has a box of 64 columns,
-//         and the one whose columns are BF16 already reads which rows come three chunks later and finds their addresses.
-//         Named barriers hand chunks over.
-// Order   a chunk is 64 entries; its scores are sums of two chains, its weights are relative to its own largest score, its
-//         values start from zero. Chunk c belongs to strand c mod 32, whose chunks are folded ascending; then strands are
-//         folded ascending. So a token's bits follow from its own list, and absent entries behind it change none: not from
-//         how many blocks share the strands out, how many heads are a tile, or how long the list is that others need.
-// Cluster a tile's strands lie on up to 16 blocks, which merge them through each other's memory. Where there are many tokens a
-//         block has all strands of its tile, of one chunk each, and folds them as they come.
-// Measured on an H100 (bench/results/2026-11-27-ops-second.jsonl), Flash, when its warps handed chunks over by arrivals: CSA 10.6
-//         us, 64 tokens 47.3; HCA with 64 entries 9.4 and 23.9, with 8,192 34.8 and 1,208. Not since.
-// Tried   four warps that widen: 11.8 us and 68.6, with 8,192 entries 48.8.
-// Counted a chunk of 16 heads moves about 2,400 cycles' worth of shared memory, one of 32 heads 3,800 (a third of it rows for
-//         scores, a third rows for values), and a scheduler issues 2,000 or 2,650 instructions for it, 550 of each of its
-//         two feeders: with 32 heads a quarter of BF16 peak is the most that this form can reach. More needs wgmma, with
-//         rows of the cache on its 64 and heads on its other side: it reads rows once for 64 heads.
+// Form    up to 64 heads are the rows of wgmma, 64 cache rows a chunk. A block has half the columns of a tile's heads, another
+//         block of its cluster the others: so a chunk takes half of each row, widened to BF16 once (exactly: E4M3 times a
+//         power of two), key and value from the same place, and values fit into the registers of a warpgroup. The two send
+//         each other their halves of the scores, which are sums of two. A pair of blocks has two streams of chunks: in each
+//         block a warpgroup multiplies for a stream, while a team of four warps brings and widens its next chunks. Nothing
+//         but the rows in shared memory is shared between streams, so each hides what the other waits for. Weights go from
+//         one product to the other in registers.
+// Order   a chunk is 64 entries; its weights are relative to its own largest score, its values start from zero. Chunk c belongs
+//         to strand c mod 32, whose chunks are folded ascending; then strands with even numbers are folded ascending, those
+//         with odd ones too, and the odd behind the even. So a token's bits follow from its own list, and absent entries
+//         behind it change none: not from how many blocks share the strands out, how many heads are a tile, or how long the
+//         list is that others need.
+// Cluster strands lie on up to 8 pairs of blocks, which merge them through each other's memory. Where there are many tokens a
+//         pair has all strands of its tile, of one chunk each, and each stream folds its own as they come.
+// Measured on an H100 (bench/results/2026-11-28-attend.jsonl), less one barrier at the start: CSA 10.8 us, 64 tokens 26.6 (202
+//         TFLOP/s); HCA with 64 entries 8.6 and 14.4; with 8,192 39.1; 64 tokens of Pro's CSA 79 (245 TFLOP/s). Where a
+//         stream has two strands of 32 heads, it has not run.
+// Tried   in the same file: "mma.sync", 16 or 32 heads a tile, eight warps that widen and eight that multiply: CSA 10.8 and 43.8,
+//         8,192 entries 34.1. "one stream": both warpgroups of a block on one chunk, the next one's scores ahead, meet twice a
+//         chunk and wait alike: 13.2, 45.1. "bulk copies" of rows: a warp issues them a lane at a time, 11.7 and 32.8. "teams":
+//         four warps a stream that widen, instead of eight for both: 11.9 and 29.9.
+// Limit   the eight feeders: half of the time who multiplies waits for rows. A chunk of theirs is 320 instructions a warp, in
+//         which little else is under way.
 //
 // The row's bytes: dsv4/quant/kv_rows.py.
 //
 // arch: sm_90a
 #include "common/attend.cuh"
 
-#define ATTEND(M)                                                                                                       \
-  extern "C" __global__ void __launch_bounds__(attend::THREADS, 1) attend_##M(                                          \
-      const bf16* q, const u8* near, i64 near_bytes, int near_page, const i64* near_rows, int near_count, const u8* far, \
-      i64 far_bytes, int far_page, const i64* far_rows, int far_count, const float* sink, const float* cos,             \
-      const float* sin, int heads, int tiles, bf16* y, u8* data, u8* scale) {                                           \
-    attend::run<M>(q, {{near, near_bytes, near_page, near_rows, near_count}, {far, far_bytes, far_page, far_rows, far_count}}, \
-                   sink, {cos, sin, attend::TURNED, true}, heads, tiles, {y, data, scale});                             \
-  }
-
-ATTEND(1)
-ATTEND(2)
+extern "C" __global__ void __launch_bounds__(attend::THREADS, 1) attend_tiles(
+    const bf16* q, const u8* near, i64 near_bytes, int near_page, const i64* near_rows, int near_count, const u8* far,
+    i64 far_bytes, int far_page, const i64* far_rows, int far_count, const float* sink, const float* cos, const float* sin,
+    int heads, int tiles, int wide, int stages, int ring, bf16* y, u8* data, u8* scale) {
+  attend::run(q, {{near, near_bytes, near_page, near_rows, near_count}, {far, far_bytes, far_page, far_rows, far_count}},
+              sink, {cos, sin, attend::TURNED, true}, {heads, tiles, wide, {stages, ring}}, {y, data, scale});
+}

@@ -16,28 +16,15 @@
 //         exchanges. So a logit's bits are its own, whatever the width, the batch and the launch.
 // Spread  a block has up to `near` tokens that follow each other, and of 128 keys at a time every `spans`-th lot. Tokens of
 //         one sequence share its keys; tokens of different sequences take turns.
+// Hopper  has a form of its own: index_logits_hopper.cu.
 //
-// arch: sm_90a sm_100a sm_103a sm_120a
+// arch: sm_100a sm_103a sm_120a
 #include "common/copy.cuh"
-#include "common/index_logits.cuh"
+#include "common/index_logits_mma.cuh"
 
 namespace index_logits {
 
 constexpr int MOST_NEAR = 4;
-
-struct Stored {
-  const u8* pages;
-  u32 page_bytes;
-  int shift;  // a page has 2^shift keys
-  const i64* table;
-  i64 per_row;
-};
-
-struct Queries {
-  const u8 *data, *scales;  // [tokens, heads, ...]
-  const float* weights;
-  int heads;  // HEADS at most: the others are zeros
-};
 
 // What a thread brings of the keys of a stage: its pieces, and the scales of one key. All pages are looked up at once,
 // which they would not be among copies.
@@ -64,7 +51,7 @@ struct Bringing {
       const u32 n = first + key(i), slot = n & mask;
       const u8* const from = keys.pages + static_cast<u64>(page[i]) * keys.page_bytes;
       if (i < PIECES) {
-        copy_async<16>(stage + L::place(key(i), piece), from + slot * L::BYTES + piece * 16, n < most);
+        copy_async<16>(stage + place<L>(key(i), piece), from + slot * L::BYTES + piece * 16, n < most);
       } else {
         copy_async<4>(stage + KEYS * L::BYTES + 4 * key(i), from + (L::BYTES << keys.shift) + slot * 4, n < most);
       }
@@ -117,12 +104,12 @@ __device__ __forceinline__ void run(const Queries& q, const Stored& keys, const 
       copies_done();
       __syncthreads();
     }
-    Bringing<L> early[L::STAGES - 1];
+    Bringing<L> early[STAGES<L> - 1];
 #pragma unroll
-    for (int i = 0; i < L::STAGES - 1; i++)
+    for (int i = 0; i < STAGES<L> - 1; i++)
       early[i].look_up(keys, pages, (span + i * spans) * KEYS, most);
 #pragma unroll
-    for (int i = 0; i < L::STAGES - 1; i++) {
+    for (int i = 0; i < STAGES<L> - 1; i++) {
       early[i].copy(ring + i * STAGE, keys, (span + i * spans) * KEYS, most);
       copies_commit();
     }
@@ -132,13 +119,13 @@ __device__ __forceinline__ void run(const Queries& q, const Stored& keys, const 
     for (int i = 0; i < count; i++) widen_queries<L>(operands + i * OPERANDS, weights[i], q, first + i);
     int stage = 0;
     for (int key = span * KEYS; key < width; key += spans * KEYS) {
-      copies_wait<L::STAGES - 2>();
+      copies_wait<STAGES<L> - 2>();
       __syncthreads();  // all have what they copied, and are through with the stage before
-      const int next = key + (L::STAGES - 1) * spans * KEYS;
+      const int next = key + (STAGES<L> - 1) * spans * KEYS;
       if (next < most) {
         Bringing<L> then;
         then.look_up(keys, pages, next, most);
-        then.copy(ring + (stage ? stage - 1 : L::STAGES - 1) * STAGE, keys, next, most);
+        then.copy(ring + (stage ? stage - 1 : STAGES<L> - 1) * STAGE, keys, next, most);
       }
       copies_commit();
       const int n = key + warp * WARP_KEYS, own = n + 8 * t + g;
@@ -151,7 +138,7 @@ __device__ __forceinline__ void run(const Queries& q, const Stored& keys, const 
         if (own < width)
           logits[static_cast<i64>(first + i) * width + own] = own < seen[i] ? found : __uint_as_float(SIGN | INFINITY_BITS);
       }
-      if (++stage == L::STAGES) stage = 0;
+      if (++stage == STAGES<L>) stage = 0;
     }
     first += count;
   }

@@ -3,8 +3,10 @@
 //
 // Moves   the weights once for 128 tokens.
 // Floor   at 3.0 TB/s 11.2 us for 33.6 MB; the tensor cores take 4.7 us for 128 tokens of them, spread over 128 blocks.
-// Measured on an H100 (bench/results/2026-11-27-linear-wide.jsonl): wo_b with 33 to 128 tokens 32 us, w2 11 us. Clusters of
-//         four run in two rounds where there are 32.
+// Measured on an H100 (bench/results/2026-11-28-linear-wide.jsonl), 128 tokens: wo_b 29.6 us (36.4 in tiles of all
+//         columns, cuBLASLt 26.3), Pro's shared w1 and w3 32.4 (33.6 and 25.1). Before, with scales 128 columns at a
+//         time and one stage less: wo_b 32 us (2026-11-27-linear-wide.jsonl). Clusters of four run in two rounds where
+//         there are 32.
 //
 // arch: sm_90a
 #include "common/linear_wide.cuh"
@@ -46,28 +48,29 @@ __device__ __forceinline__ void linear_split(const TensorMap& weight, const Tens
     Share::take();
     pdl_wait();
     const int group = threadIdx.x / GROUP - 1, warp = threadIdx.x / 32 - FEEDERS / 32, lane = threadIdx.x % 32;
-    Scales<1> scales(sheet + TILE * PITCH, group);
+    Scales<1> scales;
     u32 parity = 0;
     for (int tile = cluster; tile < tiles.count(); tile += clusters) {
       const Place at = tiles(tile);
-      scales.start(weight_scale, x_scale, s, at, first);
+      scales.start(weight_scale, x_scale, s, at, first, last);
       float part[D], sum[D];
 #pragma unroll
       for (int i = 0; i < D; i++) sum[i] = 0;
       for (int b = first; b < last; b++) {
         ring.await_full();
-        multiply(part, ring.weights() + group * (PIECE / 2), ring.tokens());
-        scales.hand_over(b, b + 1 < last, group);
+        multiply(part, ring.tokens() + group * (PIECE / 2), ring.weights());
+        if ((b - first) % RUN == 0) scales.turn();
+        const float2 by = scales.of(0);
+        scales.step();
         wgmma_wait<0>();
-        promote(sum, part, scales.of(b, 0));
-        __syncwarp();
-        if (lane == 0) ring.empty[ring.stage].arrive();
-        ring.next();
+        ring.release();
+        promote(sum, part, by);
       }
       taken.wait_cluster(parity ^ 1);  // the sheet before it; true at once the first time
 #pragma unroll
-      for (int i = 0; i < D; i++)
-        sheet[(i / 4 * 8 + lane % 4 * 2 + i % 2) * PITCH + warp * 16 + i / 2 % 2 * 8 + lane / 4] = sum[i];
+      for (int i = 0; i < D; i += 2)
+        *reinterpret_cast<float2*>(sheet + (warp * 16 + i / 2 % 2 * 8 + lane / 4) * PITCH + i / 4 * 8 + lane % 4 * 2) =
+            make_float2(sum[i], sum[i + 1]);
       __syncwarp();
       if (lane < size) laid.release_at(lane);
       laid.wait_cluster(parity);

@@ -8,6 +8,14 @@ struct Copy {
   int bytes;
 };
 
+inline void make(const Copy& one) {
+  if (one.from) {
+    std::memcpy(one.to, one.from, one.bytes);
+  } else {
+    std::memset(one.to, 0, one.bytes);
+  }
+}
+
 // Of each thread: groups of copies, the last one open.
 inline std::vector<std::vector<Copy>>& copy_groups() {
   static std::vector<std::vector<std::vector<Copy>>> all;
@@ -31,13 +39,7 @@ template <int LEFT>
 void copies_wait() {
   std::vector<std::vector<Copy>>& groups = copy_groups();
   while (groups.size() > LEFT + 1) {
-    for (const Copy& one : groups.front()) {
-      if (one.from) {
-        std::memcpy(one.to, one.from, one.bytes);
-      } else {
-        std::memset(one.to, 0, one.bytes);
-      }
-    }
+    for (const Copy& one : groups.front()) make(one);
     groups.erase(groups.begin());
   }
 }

@@ -7,6 +7,9 @@ inline int cluster_size() { return static_cast<int>(simt::cluster_size()); }
 inline void meet_cluster() { simt::cluster_barrier(); }
 inline void leave_cluster() { simt::cluster_barrier(); }
 
+inline void begin_cluster() {}
+inline void await_cluster() { simt::cluster_barrier(); }
+
 template <class T>
 const T* in_block(const T* p, int rank) {
   const char* const own = static_cast<const char*>(simt::dynamic_shared());
@@ -15,3 +18,14 @@ const T* in_block(const T* p, int rank) {
 }
 inline float4 load_from(const float* p, int rank) { return *reinterpret_cast<const float4*>(in_block(p, rank)); }
 inline float2 load_from(const float2* p, int rank) { return *in_block(p, rank); }
+
+inline u64 in_peer(const void* p, int rank) {
+  return reinterpret_cast<u64>(in_block(static_cast<const char*>(p), rank));
+}
+inline void send16(u64 to, const float4& v, u64 barrier) {
+  if (to % 16) simt::fail("numbers sent to where they are not aligned");
+  *reinterpret_cast<float4*>(to) = v, reinterpret_cast<Barrier*>(barrier)->came(16);
+}
+inline void send4(u64 to, u32 v, u64 barrier) {
+  *reinterpret_cast<u32*>(to) = v, reinterpret_cast<Barrier*>(barrier)->came(4);
+}

@@ -1,5 +1,6 @@
 // In place of csrc/common/stream.cuh on the host: barriers that count bytes, and copies that are over at once.
 #pragma once
+#include "common/copy.cuh"
 #include "common/device.cuh"
 
 inline u64 shared_address(const void* p) { return reinterpret_cast<u64>(p); }
@@ -7,6 +8,9 @@ inline u64 kept_address(const void* p) { return shared_address(p); }
 inline u32 load_shared4(u64 at) { return *reinterpret_cast<const u32*>(at); }
 inline uint2 load_shared8(u64 at) { return *reinterpret_cast<const uint2*>(at); }
 inline uint4 load_shared16(u64 at) { return *reinterpret_cast<const uint4*>(at); }
+
+struct Barrier;
+void late_copies(Barrier& awaited);
 
 struct Barrier {
   int count, missing, bytes;
@@ -17,8 +21,10 @@ struct Barrier {
   void arrive_expecting(int more) { bytes += more, arrive(); }
   void came(int some) { bytes -= some, turn(); }
   void wait(u32 parity) {
-    while ((phase & 1) == parity) simt::give_way();
+    while (late_copies(*this), (phase & 1) == parity) simt::give_way();
   }
+  void wait_cluster(u32 parity) { wait(parity); }
+  void arrive_with_copies();
 
  private:
   void turn() {
@@ -26,6 +32,35 @@ struct Barrier {
     if (!missing && !bytes) missing = count, phase++;
   }
 };
+
+// Copies that say themselves at a barrier when they are made: when somebody waits there, and no earlier.
+struct Late {
+  Barrier* barrier;
+  std::vector<Copy> copies;
+};
+inline std::vector<Late>& all_late() {
+  static std::vector<Late> all;
+  static unsigned epoch = 0;
+  if (epoch != simt::epoch()) all.clear(), epoch = simt::epoch();
+  return all;
+}
+inline void Barrier::arrive_with_copies() {
+  std::vector<std::vector<Copy>>& groups = copy_groups();
+  Late late{this, {}};
+  for (const std::vector<Copy>& group : groups) late.copies.insert(late.copies.end(), group.begin(), group.end());
+  groups.assign(1, {}), all_late().push_back(late);
+}
+inline void late_copies(Barrier& awaited) {
+  std::vector<Late>& all = all_late();
+  for (std::size_t i = 0; i < all.size();) {
+    if (all[i].barrier != &awaited) {
+      i++;
+      continue;
+    }
+    for (const Copy& one : all[i].copies) make(one);
+    all.erase(all.begin() + i), awaited.arrive();
+  }
+}
 
 inline void arrive_at(u64 barrier) { reinterpret_cast<Barrier*>(barrier)->arrive(); }
 inline void wait_at(u64 barrier, u32 parity) { reinterpret_cast<Barrier*>(barrier)->wait(parity); }

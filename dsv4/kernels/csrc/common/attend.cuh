@@ -1,4 +1,4 @@
-// The body of attend.cu's kernels.
+// The body of attend.cu's kernel.
 #pragma once
 #include "common/attend_tile.cuh"
 #include "common/formats.cuh"
@@ -13,219 +13,303 @@ struct Out {
   u8 *data, *scale;
 };
 
-// Half a head: the strands in their order, the sink, the way back. count: strands, dealt out to `blocks`. BATCH: of strands,
-// on their way together.
-template <int BATCH, int HEADS>
-__device__ __forceinline__ void finish(Memory<HEADS>& memory, int one, int half, int count, int blocks, float sink,
-                                       const Turn& turn, i64 token, int head, int heads, const Out& out) {
-  const int lane = threadIdx.x % 32, slots = (count + blocks - 1) / blocks, column = half * WARP_COLUMNS + lane * EIGHT;
-  float2 own = make_float2(nothing(), 0);
-  if (lane < count) own = load_from(&memory.state[lane / blocks][one], lane % blocks);
-  float top = own.x;
-#pragma unroll
-  for (int by = 1; by < 32; by *= 2) {
-    const float other = __shfl_up_sync(ALL_LANES, top, by);
-    if (lane >= by) top = fmaxf(top, other);
+// heads: of a token. wide: of a tile.
+struct Sizes {
+  int heads, tiles, wide;
+  Rings rings;
+};
+
+// Which tile this block works on, and which columns of it. A cluster has a tile of one token's heads: pairs of blocks that have
+// half the columns each, and two streams of strands a pair.
+struct Place {
+  i64 token;
+  int pair, pairs, side, first;  // first: head
+
+  __device__ Place(int block, const Sizes& sizes) {
+    const int rank = cluster_rank(), blocks = cluster_size(), task = block / blocks;
+    pair = rank / 2, pairs = blocks / 2, side = rank % 2;
+    first = task % sizes.tiles * sizes.wide, token = task / sizes.tiles;
   }
-  const float before = __shfl_up_sync(ALL_LANES, top, 1);
-  const float kept = decay(lane ? before : nothing(), top), by = decay(own.x, top);
-  // What is needed last is on its way first.
-  Angles angles;
-  if (column >= STRAIGHT) angles = turn.angles(token, column - STRAIGHT);
-  float v[8] = {}, sum = 0;
-  int rank = 0, slot = 0;
+  __device__ int streams() const { return GROUPS * pairs; }
+  __device__ int stream(int group) const { return GROUPS * pair + group; }
+};
+
+// Halves of rows are brought, and become BF16 in shared memory, ahead of who multiplies: chunks of the two streams in turn. All
+// feeders fetch, a warp widens a box of half of each chunk, and names half the rows of every fourth.
+__device__ __forceinline__ void feed(const Lists& lists, Memory& memory, const Sizes& sizes) {
+  static_assert(2 * BOXES == FEEDERS / 32 && NAMED == FEEDERS / 64 && NAMED > MOST_RING && NAMED % GROUPS == 0);
+  const Place here(blockIdx.x, sizes);
+  const int warp = threadIdx.x % FEEDERS / 32, team = warp / 2, half = warp % 2;
+  const int chunks = lists.chunks(), total = GROUPS * chunks_of_stream(here.stream(0), here.streams(), chunks);
+  Halves next{{here.stream(team % GROUPS), chunks, here.streams()}, half};
+  next.at.next(team / GROUPS);
+  pdl_wait();
+  u32 row = next.row(lists, here.token);
+  const auto name = [&](int n) {
+    next.name(lists, row, memory.names[n % NAMED], memory.listed[n % LISTED]);
+    next.at.next(NAMED / GROUPS);
+    row = next.row(lists, here.token);
+  };
+  const auto bring = [&](int n, int slot) {
+    fetch(memory.names[n % NAMED], *reinterpret_cast<const u64*>(memory.listed[n % LISTED]), here.side,
+          memory.stored(sizes.rings)[slot], memory.scales[slot], memory.brought[slot].barrier);
+  };
+  name(team);
+  meet<FEEDERS>(OF_FEEDERS);
 #pragma unroll 1
-  for (int start = 0; start < count; start += BATCH) {
-    float4 more[BATCH][2];
-#pragma unroll
-    for (int i = 0; i < BATCH; i++) {
-      if (start + i >= count) break;
-      const float* const from = memory.of(slot, slots) + one * PITCH + column;
-      more[i][0] = load_from(from, rank), more[i][1] = load_from(from + 4, rank);
-      if (++rank == blocks) rank = 0, slot++;
+  for (int n = 0; n < min(sizes.rings.ring, total); n++) bring(n, n);
+  meet<FEEDERS>(OF_FEEDERS);  // whose names are read may be named anew
+  await_cluster();
+  int slot = 0, stage = 0;
+  u32 slot_parity = 0, stage_parity = 1;  // a stage is empty at once the first time
+#pragma unroll 1
+  for (int n = 0; n < total; n++) {
+    if (n) {
+      const int before = slot ? slot - 1 : sizes.rings.ring - 1;
+      memory.widened[before].barrier.wait(slot ? slot_parity : slot_parity ^ 1);  // and all names are there
+      if (n + sizes.rings.ring - 1 < total) bring(n + sizes.rings.ring - 1, before);
     }
-#pragma unroll
-    for (int i = 0; i < BATCH; i++) {
-      if (start + i >= count) break;
-      const float a = __shfl_sync(ALL_LANES, kept, start + i), b = __shfl_sync(ALL_LANES, by, start + i);
-      sum = fmaf(__shfl_sync(ALL_LANES, own.y, start + i), b, sum * a);
-#pragma unroll
-      for (int h = 0; h < 2; h++) {
-        v[4 * h] = fmaf(more[i][h].x, b, v[4 * h] * a), v[4 * h + 1] = fmaf(more[i][h].y, b, v[4 * h + 1] * a);
-        v[4 * h + 2] = fmaf(more[i][h].z, b, v[4 * h + 2] * a), v[4 * h + 3] = fmaf(more[i][h].w, b, v[4 * h + 3] * a);
+    if (n % NAMED == team) name(n + NAMED);
+    memory.brought[slot].barrier.wait(slot_parity);
+    memory.empty[stage].barrier.wait(stage_parity);
+    const u32* const listed = memory.listed[n % LISTED];
+    if (listed[0] | listed[1]) {
+      u8* const kv = memory.kv(stage) + half * HALF * BOX_BYTES;
+      const auto rows = memory.stored(sizes.rings)[slot].rows + half * HALF;
+      if (here.side && team == BOXES - 1) {
+        widen_last(rows, kv);
+      } else {
+        widen_box(rows, memory.scales[slot] + half * HALF, kv, team, here.side);
       }
     }
-  }
-  const float most = __shfl_sync(ALL_LANES, top, 31);
-  sum += most == nothing() ? 1.0f : expf(sink - most);
-#pragma unroll
-  for (int i = 0; i < 8; i++) v[i] = v[i] / sum;
-  rounded8<bf16>(v);
-  if (column >= STRAIGHT) turn.eight<bf16>(v, angles);
-  if (out.y) {
-    store8(out.y + (token * heads + head) * DIMS + column, v, EIGHT, true);
-  } else {
-    Fp8Row::store(v, 1.0f, {out.data, out.scale, heads * DIMS}, token, head * DIMS + column);
+    memory.widened[slot].barrier.arrive();
+    fence_shared();
+    memory.full[stage].barrier.arrive();
+    if (++slot == sizes.rings.ring) slot = 0, slot_parity ^= 1;
+    if (++stage == sizes.rings.stages) stage = 0, stage_parity ^= 1;
   }
 }
 
-// Which tile this block works on. Made again where it is needed again: no registers hold it all the time.
-struct Place {
-  i64 token;
-  int rank, blocks, first;  // first: head
+// The tile's queries as an operand: four boxes of 64 heads.
+__device__ __forceinline__ void lay_queries(const bf16* q, int heads, int wide, u8* to) {
+  constexpr int PIECES = COLUMNS / EIGHT, ROWS = WORKERS / PIECES, BATCH = 2;  // rows at a time
+  static_assert(16 % (ROWS * BATCH) == 0);
+  const int piece = threadIdx.x % PIECES;
+  u8* const own = to + piece / 8 * BOX;
+  for (int first = threadIdx.x / PIECES; first < wide; first += ROWS * BATCH) {
+    uint4 words[BATCH];
+#pragma unroll
+    for (int i = 0; i < BATCH; i++) {
+      const int row = first + i * ROWS;
+      words[i] = make_uint4(0, 0, 0, 0);
+      if (row < heads) words[i] = load16_once(q + row * DIMS + piece * EIGHT);
+    }
+#pragma unroll
+    for (int i = 0; i < BATCH; i++) {
+      const int row = first + i * ROWS;
+      *reinterpret_cast<uint4*>(own + row * BOX_BYTES + 16 * (piece % 8 ^ (row & 7))) = words[i];
+    }
+  }
+}
 
-  __device__ Place(int block, int tiles, int heads) : rank(cluster_rank()), blocks(cluster_size()) {
-    const int task = block / blocks;
-    first = task % tiles * heads, token = task / tiles;
+__device__ __forceinline__ void work(const bf16* q, int chunks, Memory& memory, const Sizes& sizes) {
+  const Place here(blockIdx.x, sizes);
+  const int strands = min(chunks, STRANDS), streams = here.streams(), group = Tile::group(), wide = sizes.wide;
+  const int rounds = chunks_of_stream(here.stream(0), streams, chunks);
+  const bool alone = here.pairs == 1;
+  pdl_wait();
+  lay_queries(q + (here.token * sizes.heads + here.first) * DIMS + here.side * COLUMNS, sizes.heads - here.first, wide,
+              memory.queries);
+  fence_shared();
+  meet<WORKERS>(OF_WORKERS);
+  await_cluster();
+  Tile tile;
+  // Alone a pair has all strands, of one chunk each, and its streams fold them as they come.
+  const int slots = alone ? 1 : (strands + streams - 1) / streams;
+  int i = 0, turn = 0, stage = group;
+  u32 parity = 0;
+  const auto join = [&](int end) {
+#pragma unroll 1
+    for (; i < end; i++) {
+      memory.full[stage].barrier.wait(parity);
+      const u64 listed = *reinterpret_cast<const u64*>(memory.listed[(GROUPS * i + group) % LISTED]);
+      if (__any_sync(ALL_LANES, listed != 0)) {  // all know it, and the compiler that they do
+        float s[32], kept[2], by[2];
+        u32 weights[4][4];
+        Tile::score(s, memory.queries, memory.kv(stage));
+        Tile::exchange(s, memory, turn++, sizes.rings, wide);
+        tile.weigh(s, listed, weights, kept, by);
+        tile.add(weights, kept, by, memory.kv(stage));
+      }
+      memory.empty[stage].barrier.arrive();
+      stage += GROUPS;
+      if (stage >= sizes.rings.stages) stage -= sizes.rings.stages, parity ^= 1;
+    }
+  };
+#pragma unroll 1
+  for (int slot = 0; slot < slots; slot++) {
+    const bool last = slot + 1 == slots;
+    tile.clear();
+    // Behind the last strand come absent chunks, where the pair's other stream has more.
+    join(last ? rounds : i + chunks_of(here.stream(group) + slot * streams, chunks));
+    if (!last) tile.lay(memory.of(slot, slots, group, sizes.rings, wide), memory.state[slot][group], wide);
+  }
+  meet<WORKERS>(OF_WORKERS);  // the place of the last strands is that of the rows
+  tile.lay(memory.of(slots - 1, slots, group, sizes.rings, wide), memory.state[slots - 1][group], wide);
+}
+
+// What strands came to, of eight columns of a head.
+struct Part {
+  float top, sum, v[8];
+
+  __device__ void clear() {
+    top = nothing(), sum = 0;
+#pragma unroll
+    for (int i = 0; i < 8; i++) v[i] = 0;
+  }
+  // kept, by: what this and the other are worth.
+  __device__ void fold(float other_sum, const float4& low, const float4& high, float kept, float by) {
+    sum = fmaf(other_sum, by, sum * kept);
+    const float more[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+    for (int i = 0; i < 8; i++) v[i] = fmaf(more[i], by, v[i] * kept);
   }
 };
 
-// Feeders meet the workers: each half of them for itself, for where all threads of a block meet at two places of the program
-// synccheck calls them divergent. (And arrivals without a wait, bar.arrive, racecheck does not see.)
-template <bool FEEDS>
-__device__ __forceinline__ void meet_others() {
-  constexpr int THESE = FEEDERS / 2 + WORKERS;
-  if (FEEDS) {
-    meet<THESE>(WITH_WORKERS + threadIdx.x % FEEDERS / (FEEDERS / 2));
-  } else {
-    meet<THESE>(WITH_WORKERS), meet<THESE>(WITH_WORKERS + 1);
-  }
-}
-
-// Of the first chunk everybody widens a share, once it is there.
-template <bool FEEDS, int HEADS>
-__device__ __forceinline__ void widen_first(Memory<HEADS>& memory) {
-  const int warp = threadIdx.x / 32;
-  meet_others<FEEDS>();
-  widen_box(memory.raw[warp / BOXES], memory.kv[0], warp / BOXES, warp % BOXES);
-  meet_others<FEEDS>();
-}
-
-// Eight warps bring rows and widen them, a box each, a chunk ahead of the others. One whose box is BF16 already gives names to
-// what will be brought; at the start all do.
-template <int HEADS>
-__device__ __forceinline__ void feed(const Lists& lists, Memory<HEADS>& memory, int tiles) {
-  const Place here(blockIdx.x, tiles, HEADS);
-  const int warp = threadIdx.x % FEEDERS / 32, chunks = lists.chunks();
-  const int halves = 2 * chunks_here(here.rank, here.blocks, chunks);
-  const auto bring = [&](int h, Stored& to) {
-    if (h < halves) fetch(memory.names[h % NAMED], memory.listed[h % LISTED], to);
-    copies_commit();
-  };
-  Halves named{{here.rank, here.rank}, 0, chunks, here.blocks};
-  for (int h = 0; h < warp; h++) named.next();
-  pdl_wait();
-  named.name(lists, named.row(lists, here.token), memory.names[warp], memory.listed[warp]);
-  named.next();
-  u32 row = NONE;
-  if (warp == BOXES - 1) row = named.row(lists, here.token);
-  meet<FEEDERS>(OF_FEEDERS);
+// The strands of a head that have even numbers in their order, and the odd ones.
+__device__ __forceinline__ void fold_strands(Part (&parts)[2], Memory& memory, int one, const Place& here, int count,
+                                             const Sizes& sizes) {
+  constexpr int BATCH = 4;
+  const int lane = threadIdx.x % 32, streams = here.streams(), slots = (count + streams - 1) / streams;
+  const int strand = lane % 16 * 2 + lane / 16;
+  float2 own = make_float2(nothing(), 0);
+  if (strand < count)
+    own = load_from(&memory.state[strand / streams][strand % GROUPS][one], strand % streams / GROUPS * 2 + here.side);
+  float top = own.x;
 #pragma unroll
-  for (int h = 0; h < RING; h++) bring(h, memory.raw[h]);
-  copies_wait<1>();
-  meet<FEEDERS>(OF_FEEDERS);
-  widen_first<true>(memory);
-  meet<FEEDERS>(OF_FEEDERS);
-  bring(RING, memory.raw[0]);
-  int slot = 2;  // of the ring
+  for (int by = 1; by < 16; by *= 2) {
+    const float other = __shfl_up_sync(ALL_LANES, top, by, 16);
+    if (lane % 16 >= by) top = fmaxf(top, other);
+  }
+  const float before = __shfl_up_sync(ALL_LANES, top, 1, 16);
+  const float kept = decay(lane % 16 ? before : nothing(), top), by = decay(own.x, top);
+#pragma unroll
+  for (int odd = 0; odd < 2; odd++) {
+    Part& part = parts[odd];
+    part.clear();
 #pragma unroll 1
-  for (int h = 2; h < halves; h++) {
-    const int b = h / 2 % 2;
-    copies_wait<1>();
-    meet<FEEDERS>(OF_FEEDERS);  // and what was widened before is through
-    bring(h + 2, memory.raw[slot ? slot - 1 : RING - 1]);
-    if (warp == BOXES - 1) {
-      named.name(lists, row, memory.names[(h + NAMED - 2) % NAMED], memory.listed[(h + NAMED - 2) % LISTED]);
-      named.next();
-      row = named.row(lists, here.token);
-    }
-    if (memory.listed[h % LISTED] | memory.listed[(h ^ 1) % LISTED])
-      widen_box(memory.raw[slot], memory.kv[b], h % 2, warp);
-    slot = slot + 1 < RING ? slot + 1 : 0;
-    if (h % 2) meet_others<true>();  // who are through with the chunk before
-  }
-}
-
-// A cluster has a tile of one token's heads, its block r strands r, r + size, ...: two at most unless it is alone.
-template <int M>
-__device__ __forceinline__ void work(const bf16* q, int chunks, Memory<16 * M>& memory, int heads, int tiles) {
-  constexpr int HEADS = 16 * M;
-  const auto [token, rank, blocks, first] = Place(blockIdx.x, tiles, HEADS);
-  const int strands = min(chunks, STRANDS), slots = blocks == 1 ? 1 : (strands + blocks - 1) / blocks;
-  Tile<M> tile;
-  pdl_wait();
-  tile.load(q + (token * heads + first) * DIMS, heads - first, memory);
-  widen_first<false>(memory);
-  int n = 0, slot = 0;
-  for (int strand = rank; strand < strands; strand += blocks) {
-    for (int end = n + chunks_of(strand, chunks); n < end; n++) {
-      const int b = n % 2;
-      const u8* const kv = memory.kv[b];
-      if (n) meet_others<false>();
-      const u32* const half = memory.listed + 2 * n % LISTED;
-      const u64 listed = half[0] | static_cast<u64>(half[1]) << 32;
-      if (__any_sync(ALL_LANES, listed != 0)) {  // all know it, and the compiler that they do
-        float s[M][4], most[2], by[2];
-        tile.score(s, memory, kv, listed);
-        meet<WORKERS>(OF_WORKERS);
+    for (int start = odd; start < count; start += 2 * BATCH) {
+      float4 more[BATCH][2];
 #pragma unroll
-        for (int k = 0; k < 2; k++) most[k] = Eight(memory.tops[tile.head + tile.g + 8 * k]).top();
-        tile.weigh(s, most, memory);
-        tile.decline(most, by);
-        meet<WORKERS>(OF_WORKERS);
-        tile.add(by, memory, kv);
+      for (int i = 0; i < BATCH; i++) {
+        const int s = start + 2 * i;
+        if (s >= count) break;
+        const float* const from =
+            memory.of(s / streams, slots, odd, sizes.rings, sizes.wide) + one * PITCH + lane * EIGHT;
+        const int rank = s % streams / GROUPS * 2 + here.side;
+        more[i][0] = load_from(from, rank), more[i][1] = load_from(from + 4, rank);
+      }
+#pragma unroll
+      for (int i = 0; i < BATCH; i++) {
+        const int s = start + 2 * i, holder = odd * 16 + s / 2;
+        if (s >= count) break;
+        part.fold(__shfl_sync(ALL_LANES, own.y, holder), more[i][0], more[i][1], __shfl_sync(ALL_LANES, kept, holder),
+                  __shfl_sync(ALL_LANES, by, holder));
       }
     }
-    if (blocks > 1 || strand + 1 == strands) {
-      if (slot + 1 == slots) meet<WORKERS>(OF_WORKERS);  // its place is that of the rows
-      tile.lay(memory.of(slot, slots), memory.state[slot]);
-      tile.clear(), slot++;
-    }
+    part.top = __shfl_sync(ALL_LANES, top, odd * 16 + 15);
   }
 }
 
-// This warp's share of the tile, when all strands are laid down: warp number `warp` of so many of each block.
-template <int BATCH, int HEADS>
-__device__ __forceinline__ void finish_share(Memory<HEADS>& memory, int warp, int warps, int chunks, const float* sink,
-                                             const Turn& turn, int heads, int tiles, const Out& out) {
-  const Place here(opaque(blockIdx.x), tiles, HEADS);
-  const int count = here.blocks == 1 ? 1 : min(chunks, STRANDS);
-#pragma unroll 1
-  for (int part = warp * here.blocks + here.rank; part < 2 * HEADS; part += warps * here.blocks) {
-    const int head = here.first + part / 2;
-    if (head < heads)
-      finish<BATCH>(memory, part / 2, part % 2, count, here.blocks, sink[head], turn, here.token, head, heads, out);
-  }
-}
-
-template <int M>
-__device__ __forceinline__ void run(const bf16* q, const Lists& lists, const float* sink, const Turn& turn, int heads,
-                                    int tiles, const Out& out) {
-  constexpr int HEADS = 16 * M;
-  DYNAMIC_SHARED(uint4, shared);
-  Memory<HEADS>& memory = *reinterpret_cast<Memory<HEADS>*>(shared);
-  pdl_trigger();
-  if (threadIdx.x >= WORKERS) {
-    Share::give();
-    feed(lists, memory, tiles);
-    if (cluster_size() > 1) {
-      meet_cluster();
-    } else {
-      meet_others<true>();
-      finish_share<1>(memory, threadIdx.x / 32, THREADS / 32, 1, sink, turn, heads, tiles, out);
+// The block's columns of a head: the odd strands behind the even ones, the sink, the way back. one: head of the tile.
+template <bool ALONE>
+__device__ __forceinline__ void finish(Memory& memory, int one, const Place& here, int count, const Sizes& sizes, float sink,
+                                       const Turn& turn, const Angles& angles, const Out& out) {
+  const int lane = threadIdx.x % 32, column = here.side * COLUMNS + lane * EIGHT, head = here.first + one;
+  Part parts[2];
+  if constexpr (ALONE) {
+#pragma unroll
+    for (int odd = 0; odd < 2; odd++) {
+      const float2 state = memory.state[0][odd][one];
+      const float* const from = memory.of(0, 1, odd, sizes.rings, sizes.wide) + one * PITCH + lane * EIGHT;
+      parts[odd].clear(), parts[odd].top = state.x;
+      parts[odd].fold(state.y, *reinterpret_cast<const float4*>(from), *reinterpret_cast<const float4*>(from + 4), 0.0f, 1.0f);
     }
   } else {
-    Share::take();
-    work<M>(q, lists.chunks(), memory, heads, tiles);
-    const bool alone = cluster_size() == 1;
-    if (alone) {
-      meet_others<false>();
-    } else {
-      meet_cluster();
-    }
-    finish_share<5>(memory, threadIdx.x / 32, (alone ? THREADS : WORKERS) / 32, lists.chunks(), sink, turn, heads, tiles, out);
+    fold_strands(parts, memory, one, here, count, sizes);
   }
-  if (cluster_size() > 1) leave_cluster();  // others read here until now
+  Part& all = parts[0];
+  const float(&v)[8] = parts[1].v;
+  const float most = fmaxf(all.top, parts[1].top);
+  all.fold(parts[1].sum, make_float4(v[0], v[1], v[2], v[3]), make_float4(v[4], v[5], v[6], v[7]), decay(all.top, most),
+           decay(parts[1].top, most));
+  const float sum = all.sum + (most == nothing() ? 1.0f : exp2f(sink * LOG2E - most)), inverse = 1.0f / sum;
+#pragma unroll
+  for (int i = 0; i < 8; i++) all.v[i] *= inverse;
+  rounded8<bf16>(all.v);
+  if (column >= STRAIGHT) turn.eight<bf16>(all.v, angles);
+  const i64 at = here.token * sizes.heads + head;
+  if (out.y) {
+    store8(out.y + at * DIMS + column, all.v, EIGHT, true);
+  } else {
+    Fp8Row::store(all.v, 1.0f, {out.data, out.scale, sizes.heads * DIMS}, here.token, head * DIMS + column);
+  }
+}
+
+// A warp's share of the tile, when all strands are laid down.
+__device__ __forceinline__ void finish_share(Memory& memory, int chunks, const float* sinks, const Turn& turn,
+                                             const Sizes& sizes, const Out& out) {
+  const Place here(opaque(blockIdx.x), sizes);
+  const int count = min(chunks, STRANDS), all = min(sizes.wide, sizes.heads - here.first);
+  const int lane = threadIdx.x % 32, column = here.side * COLUMNS + lane * EIGHT;
+  const int first = threadIdx.x / 32 * here.pairs + here.pair, step = WORKERS / 32 * here.pairs;
+  // What does not depend on the head, or is of all of them at once.
+  Angles angles;
+  if (column >= STRAIGHT) angles = turn.angles(here.token, column - STRAIGHT);
+  const float sink = first + lane * step < all ? sinks[here.first + first + lane * step] : 0.0f;
+  if (here.pairs > 1) {
+    meet_cluster();
+  } else {
+    meet<WORKERS>(OF_WORKERS);
+  }
+  if (here.pairs > 1) {
+#pragma unroll 1
+    for (int one = first, i = 0; one < all; one += step, i++)
+      finish<false>(memory, one, here, count, sizes, __shfl_sync(ALL_LANES, sink, i), turn, angles, out);
+  } else {
+#pragma unroll 2
+    for (int one = first, i = 0; one < all; one += step, i++)
+      finish<true>(memory, one, here, count, sizes, __shfl_sync(ALL_LANES, sink, i), turn, angles, out);
+  }
+}
+
+__device__ __forceinline__ void run(const bf16* q, const Lists& lists, const float* sink, const Turn& turn,
+                                    const Sizes& sizes, const Out& out) {
+  DYNAMIC_SHARED(__align__(1024) u8, shared);
+  Memory& memory = *reinterpret_cast<Memory*>(shared);
+  pdl_trigger();
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < MOST_RING; i++) memory.brought[i].barrier.init(FEEDERS), memory.widened[i].barrier.init(FEEDERS);
+    for (int i = 0; i < MOST_STAGES; i++) memory.full[i].barrier.init(FEEDERS), memory.empty[i].barrier.init(GROUP);
+    for (int i = 0; i < GROUPS; i++) {
+      Barrier &sent = memory.sent[i].barrier, &read = memory.read[i].barrier;
+      sent.init(1), sent.arrive_expecting(256 * sizes.wide);
+      read.init(1), read.arrive_expecting(sizes.wide / 4);
+    }
+    fence_barriers();
+  }
+  __syncthreads();
+  begin_cluster();
+  if (threadIdx.x >= WORKERS) {
+    Share::give();
+    feed(lists, memory, sizes);
+    if (cluster_size() > 2) meet_cluster();
+  } else {
+    Share::take();
+    work(q, lists.chunks(), memory, sizes);
+    finish_share(memory, lists.chunks(), sink, turn, sizes, out);
+  }
+  if (cluster_size() > 2) leave_cluster();  // others read here until now
 }
 
 }  // namespace attend

@@ -1,4 +1,4 @@
-// Rows of the cache on their way into shared memory and to BF16.
+// Rows of the cache on their way to BF16 in shared memory.
 #pragma once
 #include "common/copy.cuh"
 #include "common/mma.cuh"
@@ -9,11 +9,11 @@ namespace attend {
 constexpr int DIMS = 512, TURNED = 64, STRAIGHT = DIMS - TURNED;
 constexpr int ROW = STRAIGHT + 2 * TURNED, SCALES = 8;  // bytes of a stored row
 constexpr int CHUNK = 64, HALF = CHUNK / 2;             // rows
-constexpr int BOXES = DIMS / BOX_COLUMNS, BOX = CHUNK * BOX_BYTES;
+constexpr int COLUMNS = DIMS / 2;                       // of a block: the others are its neighbour's
+constexpr int BOXES = COLUMNS / BOX_COLUMNS, BOX = CHUNK * BOX_BYTES;
 constexpr int STRANDS = 32;  // chunk c is of strand c mod 32
 constexpr int WORKERS = 256, FEEDERS = 256, THREADS = WORKERS + FEEDERS;
 constexpr u32 NONE = 0xFFFFFFFFu;
-static_assert(BOXES == FEEDERS / 32 && 2 * BOXES == THREADS / 32, "a warp for each box of half a chunk");
 
 // Rows of a paged cache, and which of them each token attends to.
 struct List {
@@ -80,114 +80,121 @@ __device__ __forceinline__ uint4 widened_any(uint2 codes, u32 scale) {
   return make_uint4(found[0], found[1], found[2], found[3]);
 }
 
-// Half of a chunk as it is stored.
+// The block's half of a chunk's rows as they are stored: codes, or the last codes and BF16. The rows lie so that no eight lanes
+// that read at once meet in a bank.
+constexpr int PART = ROW - COLUMNS;
+static_assert(PART >= COLUMNS && PART % 128 == 64);
+
 struct Stored {
-  u8 rows[HALF * ROW], scales[HALF * SCALES];
+  u8 rows[CHUNK][PART];
 };
 
-// Where an entry's row lies, and its scales.
-struct Name {
-  const u8 *row, *scales;
+// Where the rows of a chunk's entries lie, and how far behind their scales.
+struct Names {
+  const u8* rows[CHUNK];
+  u32 scales[CHUNK];
 };
 
-// Half a chunk's rows on their way, eight feeders a row. Those whose bit is not in `listed` are zeros.
-__device__ __forceinline__ void fetch(const Name* names, u32 listed, Stored& to) {
-  constexpr int SHARERS = FEEDERS / HALF, WHOLE = ROW / 16 / SHARERS, REST = ROW / 16 % SHARERS;
+// Half of each row of a chunk on its way, four feeders a row. Those whose bit is not in `listed` are zeros. All arrive at
+// `brought` when it is there.
+__device__ __forceinline__ void fetch(const Names& names, u64 listed, int side, Stored& to, u8 (&scales)[CHUNK][SCALES],
+                                      Barrier& brought) {
+  constexpr int SHARERS = 4, EACH = COLUMNS / 16 / SHARERS;
+  static_assert(FEEDERS == SHARERS * CHUNK);
   const int at = threadIdx.x % FEEDERS / SHARERS, part = threadIdx.x % SHARERS;
   const bool there = listed >> at & 1;
-  const Name from = names[at];
-  u8* const row = to.rows + at * ROW;
+  const u8 *const row = names.rows[at], *const from = row + side * COLUMNS + 16 * part;
+  u8* const own = to.rows[at] + 16 * part;
 #pragma unroll
-  for (int i = 0; i < WHOLE; i++)
-    copy_async<16>(row + 16 * (part + SHARERS * i), from.row + 16 * (part + SHARERS * i), there);
-  if (part < REST) copy_async<16>(row + 16 * (part + SHARERS * WHOLE), from.row + 16 * (part + SHARERS * WHOLE), there);
-  if (part == REST) copy_async<8>(to.scales + at * SCALES, from.scales, there);
+  for (int i = 0; i < EACH; i++) copy_async<16>(own + 16 * SHARERS * i, from + 16 * SHARERS * i, there);
+  if (side) copy_async<16>(own + 16 * SHARERS * EACH, from + 16 * SHARERS * EACH, there);
+  if (part == 0) copy_async<8>(scales[at], row + names.scales[at], there);
+  brought.arrive_with_copies();
 }
 
-// One box of half a chunk as BF16, by a warp: a lane has 16 columns of every eighth row. So all its addresses are one and a
-// constant, and no eight lanes meet in a bank.
-__device__ __forceinline__ void widen_box(const Stored& from, u8* kv, int half, int box) {
-  constexpr int EIGHTH = HALF / 8;
+// One box of half a chunk as BF16, by a warp: a lane has 16 columns of every eighth row. rows, scales, kv: from the half's first
+// row on. box: of the row's half.
+__device__ __forceinline__ void widen_box(const u8 (*rows)[PART], const u8 (*scales)[SCALES], u8* kv, int box, int side) {
   const int lane = threadIdx.x % 32, piece = lane % 4, first = lane / 4;
-  u8* const whole = kv + box * BOX + half * HALF * BOX_BYTES;
-  if (box == BOXES - 1) {  // BF16 already: a lane has 8 columns of every fourth row
-#pragma unroll
-    for (int i = 0; i < HALF / 4; i++) {
-      const int row = lane / 8 + 4 * i;
-      *reinterpret_cast<uint4*>(whole + row * BOX_BYTES + 16 * (lane % 8 ^ (row & 7))) =
-          *reinterpret_cast<const uint4*>(from.rows + row * ROW + STRAIGHT + 16 * (lane % 8));
-    }
-    return;
-  }
-  u8* const to = whole + first * BOX_BYTES;
-  const u8* const own = from.rows + first * ROW + box * BOX_COLUMNS + 16 * piece;
-  const u8* const scales = from.scales + first * SCALES + box;
-  u8* const low = to + 16 * (2 * piece ^ first);
-  u8* const high = to + 16 * ((2 * piece + 1) ^ first);
-  uint4 codes[EIGHTH];
-  u32 scale[EIGHTH];
+  const u8* const own = rows[first] + box * BOX_COLUMNS + 16 * piece;
+  const u8* const scale_of = scales[first] + side * BOXES + box;
+  const int low = box * BOX + first * BOX_BYTES + 16 * (2 * piece ^ first), high = low ^ 16;
+  constexpr int ROWS = HALF / 8;
   Odd odd;
 #pragma unroll
-  for (int i = 0; i < EIGHTH; i++)
-    codes[i] = *reinterpret_cast<const uint4*>(own + 8 * i * ROW), scale[i] = scales[8 * i * SCALES];
-#pragma unroll
-  for (int i = 0; i < EIGHTH; i++) {
+  for (int i = 0; i < ROWS; i++) {
     uint4 a, b;
-    widened(codes[i], scale[i], a, b);
-    odd.see(codes[i], scale[i]);
-    *reinterpret_cast<uint4*>(low + 8 * i * BOX_BYTES) = a, *reinterpret_cast<uint4*>(high + 8 * i * BOX_BYTES) = b;
+    const uint4 codes = *reinterpret_cast<const uint4*>(own + 8 * i * PART);
+    const u32 scale = scale_of[8 * i * SCALES];
+    widened(codes, scale, a, b);
+    odd.see(codes, scale);
+    *reinterpret_cast<uint4*>(kv + low + 8 * i * BOX_BYTES) = a, *reinterpret_cast<uint4*>(kv + high + 8 * i * BOX_BYTES) = b;
   }
   if (!odd.any()) return;
 #pragma unroll 1
-  for (int i = 0; i < 2 * EIGHTH; i++) {
+  for (int i = 0; i < 2 * ROWS; i++) {
     const int row = i / 2 * 8;
-    *reinterpret_cast<uint4*>((i % 2 ? high : low) + row * BOX_BYTES) =
-        widened_any(*reinterpret_cast<const uint2*>(own + row * ROW + 8 * (i % 2)), scales[row * SCALES]);
+    *reinterpret_cast<uint4*>(kv + (i % 2 ? high : low) + row * BOX_BYTES) =
+        widened_any(*reinterpret_cast<const uint2*>(own + row * PART + 8 * (i % 2)), scale_of[row * SCALES]);
+  }
+}
+
+// The same of the last box of a row, which is BF16: a lane has 8 columns of every fourth row.
+__device__ __forceinline__ void widen_last(const u8 (*rows)[PART], u8* kv) {
+  const int lane = threadIdx.x % 32, piece = lane % 8, first = lane / 8;
+#pragma unroll 4
+  for (int i = 0; i < HALF / 4; i++) {
+    const int row = first + 4 * i;
+    *reinterpret_cast<uint4*>(kv + (BOXES - 1) * BOX + row * BOX_BYTES + 16 * (piece ^ (row & 7))) =
+        *reinterpret_cast<const uint4*>(rows[row] + (BOXES - 1) * BOX_COLUMNS + 16 * piece);
   }
 }
 
 __device__ __forceinline__ int chunks_of(int strand, int chunks) { return (chunks - strand + STRANDS - 1) / STRANDS; }
 
-// A strand's next chunk, or the first of the block's next strand; beyond `chunks` there is none.
+// The chunks of a stream, one after another: those of its first strand ascending, then of its next. Strand s is of stream s
+// mod `streams`. Beyond `chunks` there is none.
 struct Walk {
-  int chunk, strand;
+  int chunk, strand, chunks, streams;
 
-  __device__ Walk next(int chunks, int blocks) const {
-    if (chunk + STRANDS < chunks) return {chunk + STRANDS, strand};
-    return {strand + blocks < STRANDS ? strand + blocks : chunks, strand + blocks};
+  __device__ Walk(int stream, int chunks, int streams)
+      : chunk(stream), strand(stream), chunks(chunks), streams(streams) {}
+  __device__ bool over() const { return chunk >= chunks; }
+  __device__ void next(int times) {
+#pragma unroll 1
+    for (int i = 0; i < times; i++) {
+      chunk += STRANDS;
+      if (chunk >= chunks) strand += streams, chunk = strand < STRANDS ? strand : chunks;
+    }
   }
 };
 
-// Of the chunks the block `rank` of so many.
-__device__ __forceinline__ int chunks_here(int rank, int blocks, int chunks) {
+// How many these are.
+__device__ __forceinline__ int chunks_of_stream(int stream, int streams, int chunks) {
   int found = 0;
-  for (int strand = rank; strand < min(chunks, STRANDS); strand += blocks) found += chunks_of(strand, chunks);
+  for (int strand = stream; strand < min(chunks, STRANDS); strand += streams) found += chunks_of(strand, chunks);
   return found;
 }
 
-// The halves of a block's chunks, one after another, as a warp names them: a lane has one entry.
+// The half chunks that a warp names: a lane has one entry.
 struct Halves {
   Walk at;
-  int half, chunks, blocks;
+  int half;
 
   __device__ int entry() const { return at.chunk * CHUNK + half * HALF + static_cast<int>(threadIdx.x) % 32; }
-  __device__ u32 row(const Lists& lists, i64 token) const { return at.chunk < chunks ? lists.row(token, entry()) : NONE; }
-  __device__ void next() {
-    half ^= 1;
-    if (!half) at = at.next(chunks, blocks);
-  }
+  __device__ u32 row(const Lists& lists, i64 token) const { return at.over() ? NONE : lists.row(token, entry()); }
 
   // `row`: of this half.
-  __device__ void name(const Lists& lists, u32 row, Name* names, u32& listed) const {
-    const int lane = threadIdx.x % 32;
-    const u32 found = __ballot_sync(ALL_LANES, row != NONE);
-    if (lane == 0) listed = found;
-    const bool is_near = entry() < lists.near.count;
+  __device__ void name(const Lists& lists, u32 row, Names& names, u32* listed) const {
+    const int lane = threadIdx.x % 32, own = half * HALF + lane;
+    const bool there = row != NONE, is_near = entry() < lists.near.count;
+    const u32 found = __ballot_sync(ALL_LANES, there);
+    if (lane == 0) listed[half] = found;
     const u32 page_rows = is_near ? lists.near.page_rows : lists.far.page_rows;
-    const u32 page = row != NONE ? row / page_rows : 0, slot = row != NONE ? row - page * page_rows : 0;
-    const u8* const start = is_near ? lists.near.pages + page * lists.near.page_bytes
-                                    : lists.far.pages + page * lists.far.page_bytes;
-    names[lane] = {start + static_cast<i64>(slot) * ROW, start + static_cast<i64>(page_rows) * ROW + slot * SCALES};
+    const u32 page = there ? row / page_rows : 0, slot = there ? row - page * page_rows : 0;
+    names.rows[own] = (is_near ? lists.near.pages : lists.far.pages) +
+                      page * (is_near ? lists.near.page_bytes : lists.far.page_bytes) + static_cast<i64>(slot) * ROW;
+    names.scales[own] = page_rows * ROW - slot * (ROW - SCALES);
   }
 };
 

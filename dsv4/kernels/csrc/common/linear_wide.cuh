@@ -1,5 +1,5 @@
-// Tiles of 128 rows of FP8 weights and 128 or 256 tokens: what linear_fp8_wide.cu and linear_fp8_split.cu share. Two groups
-// of four warps have 64 rows each and bring the scales of their own products; four more warps bring weights and tokens.
+// Tiles of 128 rows of FP8 weights and 128 or 256 tokens: what linear_fp8_wide.cu and linear_fp8_split.cu share. Two
+// groups of four warps have 64 tokens of a piece each, and their scales; four more warps bring weights and tokens.
 #pragma once
 #include "common/formats.cuh"
 #include "common/wgmma.cuh"
@@ -7,8 +7,9 @@
 constexpr int TILE = 128;             // rows, tokens of a piece, columns
 constexpr int PIECE = TILE * TILE;    // bytes
 constexpr int FEEDERS = 128, GROUP = 128, CONSUMERS = 2 * GROUP;  // threads
-constexpr int GROUP_ROWS = 64, D = 64;                            // of a group's product; its sums in a thread
+constexpr int GROUP_TOKENS = 64, D = 64;                          // of a group's product; its sums in a thread
 constexpr int MOST_STAGES = 8, FILLS = 2;  // copies that a stage is filled by
+constexpr int RUN = 4;                     // blocks of columns whose scales are loaded together
 
 // groups: of rows, each of which has columns of its own of every token.
 struct Sizes {
@@ -40,9 +41,10 @@ struct Walk {
   int start, step, first, last;
 
   template <class Visit>
-  __device__ __forceinline__ void operator()(Visit visit) const {
+  __device__ __forceinline__ void visit(Visit visit) const {
     for (int tile = start; tile < tiles.count(); tile += step) {
       const Place at = tiles(tile);
+#pragma unroll 1  // feeders have few registers
       for (int b = first; b < last; b++) visit(at, b);
     }
   }
@@ -64,73 +66,79 @@ struct Ring {
   __device__ void next() {
     if (++stage == stages) stage = 0, parity ^= 1;
   }
+  // A warp's products of the stage are done. What follows is a copy: one lane may speak for all.
+  __device__ void release() {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) empty[stage].arrive();
+    next();
+  }
 };
 
 __device__ __forceinline__ void meet_group(int group) { asm volatile("bar.sync %0, 128;" ::"r"(1 + group) : "memory"); }
 
-// 128 columns of a group's rows times 128 tokens, from zero: under way until `wgmma_wait`.
-__device__ __forceinline__ void multiply(float (&part)[D], const u8* weights, const u8* tokens) {
-  const u64 a = operand(weights), x = operand(tokens);
+// 128 columns of a group's tokens times 128 rows, from zero: under way until `wgmma_wait`.
+__device__ __forceinline__ void multiply(float (&part)[D], const u8* tokens, const u8* weights) {
+  const u64 a = operand(tokens), b = operand(weights);
   wgmma_fence();
 #pragma unroll
-  for (int k = 0; k < 4; k++) wgmma(part, a + 2 * k, x + 2 * k, k);
+  for (int k = 0; k < 4; k++) wgmma(part, a + 2 * k, b + 2 * k, k);
   wgmma_commit();
 }
 
-// `scales`: the four of the pairs of tokens that a thread has in two neighbouring eights, side by side.
-__device__ __forceinline__ void promote(float (&sum)[D], const float (&part)[D], const float* scales) {
-  const float4* const from = reinterpret_cast<const float4*>(scales) + threadIdx.x % 4;
+// scales: of the two tokens, eight apart, that a thread has 32 sums of each.
+__device__ __forceinline__ void promote(float (&sum)[D], const float (&part)[D], float2 scales) {
 #pragma unroll
-  for (int i = 0; i < D; i += 8) {
-    const float4 s = from[i / 2];
-    sum[i] = fmaf(part[i], s.x, sum[i]), sum[i + 1] = fmaf(part[i + 1], s.y, sum[i + 1]);
-    sum[i + 2] = fmaf(part[i + 2], s.x, sum[i + 2]), sum[i + 3] = fmaf(part[i + 3], s.y, sum[i + 3]);
-    sum[i + 4] = fmaf(part[i + 4], s.z, sum[i + 4]), sum[i + 5] = fmaf(part[i + 5], s.w, sum[i + 5]);
-    sum[i + 6] = fmaf(part[i + 6], s.z, sum[i + 6]), sum[i + 7] = fmaf(part[i + 7], s.w, sum[i + 7]);
-  }
+  for (int i = 0; i < D; i++) sum[i] = fmaf(part[i], i & 2 ? scales.y : scales.x, sum[i]);
 }
 
-// Where the product of scales of a token of a piece stands.
-__device__ __forceinline__ constexpr int scale_place(int token) {
-  return (token / 16 * 4 + token % 8 / 2) * 4 + token / 8 % 2 * 2 + token % 2;
-}
-
-// The products of scales of a group's rows with the tokens of a tile. Each thread of the group brings those of one token of
-// a piece, a stage ahead; they change places by way of shared memory, where two stages have room.
+// The scales of a thread's two tokens of each piece and of the rows, a run of blocks of columns now and the next.
 template <int PIECES>
 struct Scales {
-  float* held;  // [2][PIECES * TILE], the group's own
   const u8 *weight, *x;
-  int apart, there;  // bytes from piece to piece; pieces in which the thread's token exists
-  u32 by, codes[PIECES];
+  int apart, there, left;  // bytes from token to token; tokens from the thread's first on; blocks not loaded yet
+  u32 by, codes[2 * PIECES], next_by, next[2 * PIECES];
 
-  __device__ Scales(float* memory, int group) : held(memory + group * (2 * PIECES * TILE)) {}
-
-  __device__ __forceinline__ void start(const u8* weight_scale, const u8* x_scale, const Sizes& s, Place at, int first) {
+  __device__ __forceinline__ void start(const u8* weight_scale, const u8* x_scale, const Sizes& s, Place at, int first,
+                                        int last) {
     const int own = at.row / (s.rows / s.groups) * s.blocks, wide = s.groups * s.blocks;
-    const int token = at.token + threadIdx.x % GROUP;
+    const int warp = threadIdx.x / 32 % 4, group = threadIdx.x / GROUP - 1;
+    const int token = at.token + group * GROUP_TOKENS + warp * 16 + threadIdx.x % 32 / 4;
     weight = weight_scale + static_cast<i64>(at.row / TILE) * s.blocks + first;
     x = x_scale + static_cast<i64>(token) * wide + own + first;
-    apart = wide * TILE, there = token < s.tokens ? (s.tokens - token + TILE - 1) / TILE : 0;
+    apart = wide, there = s.tokens - token, left = last - first;
     load();
   }
-  // Those of the next 128 columns on their way.
+  __device__ __forceinline__ u32 run(const u8* p) const {
+    if (left >= RUN && aligned(p, 0, RUN)) return *reinterpret_cast<const u32*>(p);
+    u32 found = 0;
+#pragma unroll 1
+    for (int i = min(left, RUN); i > 0; i--) found = found << 8 | p[i - 1];
+    return found;
+  }
   __device__ __forceinline__ void load() {
-    by = *weight++;
+    next_by = run(weight);
 #pragma unroll
-    for (int piece = 0; piece < PIECES; piece++) codes[piece] = piece < there ? x[piece * apart] : 0;
-    x++;
+    for (int i = 0; i < 2 * PIECES; i++) {
+      const int token = i / 2 * TILE + i % 2 * 8;
+      next[i] = token < there ? run(x + token * apart) : 0;
+    }
+    weight += RUN, x += RUN, left -= RUN;
   }
-  __device__ __forceinline__ float* of(int turn, int piece) const {
-    return held + (turn % 2 * PIECES + piece) * TILE;
-  }
-  // What was loaded becomes visible to the group, and the next is loaded if there is `more`.
-  __device__ __forceinline__ void hand_over(int turn, bool more, int group) {
+  __device__ __forceinline__ void turn() {
+    by = next_by;
 #pragma unroll
-    for (int piece = 0; piece < PIECES; piece++)
-      of(turn, piece)[scale_place(threadIdx.x % GROUP)] = ue8m0_float(codes[piece]) * ue8m0_float(by);
-    if (more) load();
-    meet_group(group);
+    for (int i = 0; i < 2 * PIECES; i++) codes[i] = next[i];
+    if (left > 0) load();
+  }
+  // Of the next block of columns.
+  __device__ __forceinline__ float2 of(int piece) const {
+    const float of_rows = ue8m0_float(by & 255);
+    return {ue8m0_float(codes[2 * piece] & 255) * of_rows, ue8m0_float(codes[2 * piece + 1] & 255) * of_rows};
+  }
+  __device__ __forceinline__ void step() {
+    by >>= 8;
+#pragma unroll
+    for (int i = 0; i < 2 * PIECES; i++) codes[i] >>= 8;
   }
 };
 
@@ -140,7 +148,7 @@ __device__ __forceinline__ void feed(Ring<PIECES> ring, const TensorMap& weight,
                                      const Walk<PIECES * TILE>& each) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group_rows = s.rows / s.groups;
   if (warp == 0 && lane == 0)
-    each([&](Place at, int b) {
+    each.visit([&](Place at, int b) {
       ring.await_empty();
       ring.full[ring.stage].arrive_expecting(PIECE);
       copy_box(ring.weights(), weight, b * TILE, at.row, ring.full[ring.stage]);
@@ -148,7 +156,7 @@ __device__ __forceinline__ void feed(Ring<PIECES> ring, const TensorMap& weight,
     });
   pdl_wait();
   if (warp == 1 && lane == 0)
-    each([&](Place at, int b) {
+    each.visit([&](Place at, int b) {
       ring.await_empty();
       ring.full[ring.stage].arrive_expecting(PIECES * PIECE);
       const int column = (at.row / group_rows * s.blocks + b) * TILE;

@@ -53,6 +53,10 @@ struct Barrier {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(&word)), "r"(count) : "memory");
   }
   __device__ void arrive() { arrive_at(shared_address(&word)); }
+  // As soon as all that this thread copies by cp.async is there.
+  __device__ void arrive_with_copies() {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(&word)) : "memory");
+  }
   // So that who waits by `wait_cluster` sees what was written before: a fence of hundreds of cycles.
   __device__ void release_at(int rank) {
     asm volatile(

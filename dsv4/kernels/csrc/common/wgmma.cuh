@@ -12,6 +12,14 @@ __device__ __forceinline__ u64 operand_at(u32 tile) {
   return SWIZZLE_128 | EIGHT_ROWS | UNUSED | (tile & 0x3FFFF) >> 4;
 }
 
+// The same, of which the compiler knows that all lanes have it: what follows from it is found once for them.
+__device__ __forceinline__ u64 of_warp(u64 operand) {
+  return operand >> 32 << 32 | __shfl_sync(ALL_LANES, static_cast<u32>(operand), 0);
+}
+
+// The one that lies so many rows of 128 bytes behind it. (A step within a row is an addition of its 16ths.)
+__device__ __forceinline__ u64 rows_behind(u64 operand, int rows) { return operand + rows * (ROW_BYTES / 16); }
+
 __device__ __forceinline__ u64 operand(const void* tile) { return operand_at(shared_address(tile)); }
 
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
