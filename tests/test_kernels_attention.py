@@ -46,9 +46,9 @@ def test_no_token_is_no_launch() -> None:
 
 def forms(entries: int) -> list[Plan]:
     """All that `plan` may choose from, and clusters of other sizes."""
-    strands = min(-(-entries // 64), 32)
-    sizes = [1] * (entries <= 32 * 64) + [pairs for pairs in range(2, 9) if 2 * pairs - 1 <= strands]
-    made = [attention.form(heads, pairs, strands) for heads in (16, 32, 64) for pairs in sizes]
+    chunks = -(-entries // 64)
+    sizes = [1, *(pairs for pairs in range(2, 9) if 2 * pairs - 1 <= min(chunks, 32))]
+    made = [attention.form(heads, pairs, chunks) for heads in (16, 32, 64) for pairs in sizes]
     return [form for form in made if form]
 
 
@@ -63,7 +63,7 @@ FORMS = (
     ("absent entries", 6),
     pytest.param("a token without entries", 5, marks=pytest.mark.slow),
     pytest.param("huge scores", 5, marks=pytest.mark.slow),
-    pytest.param("more chunks than strands", 1, marks=pytest.mark.slow),
+    pytest.param("more chunks than strands", 4, marks=pytest.mark.slow),
     pytest.param("32 heads, 128 + 1024 rows", 10, marks=pytest.mark.slow),
 )
 
@@ -97,8 +97,8 @@ def test_every_plan_fits(heads: int, entries: int) -> None:
     for tokens in (1, 2, 5, 16, 64, 500, 8192):
         form = plan(tokens, heads, entries, 132)
         assert form.smem <= WHOLE
-        assert form.pairs == form.slots == 1 or (form.pairs <= min(strands, 8) and form.slots <= 2)
-        assert 2 * form.pairs * form.slots >= strands or (form.pairs == 1 and entries <= 2048)
+        assert form.slots <= 2
+        assert form.pairs == 1 or (form.pairs <= min(strands, 8) and 2 * form.pairs * form.slots >= strands)
 
 
 def test_one_token_spreads_and_many_do_not() -> None:

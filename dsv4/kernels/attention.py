@@ -27,7 +27,7 @@ _RINGS: Final = ((3, 3), (3, 2), (2, 3), (2, 2))
 _PITCH: Final = 264 * 4  # bytes from head to head of a block's values
 _TILES: Final = (16, 32, 64)  # heads
 _MOST_HEADS: Final = 1024
-_KERNEL: Final = Kernel("attend.cu", "attend_tiles", "p p l i p i p l i p i p p p i i i i i p p p")
+_KERNEL: Final = Kernel("attend.cu", "attend_tiles", "p p l i p i p l i p i p p p i i i i i i p p p")
 _WHOLE: Final = 227 << 10  # bytes of shared memory for a block
 # Multiprocessors that a cluster lies on; of so many clusters there is room at once (an H100 gave no more than seven).
 _NEIGHBOURS: Final = 16
@@ -57,9 +57,13 @@ class Plan(NamedTuple):
         return beside + queries + wide + stored + self.heads * 512 + (self.slots - 1) * 2 * self.heads * _PITCH
 
 
-def form(tile: int, pairs: int, strands: int) -> Plan | None:
-    """With the rings that shared memory has room for; None: it has none for this."""
-    slots = -(-strands // (2 * pairs)) if pairs > 1 else 1
+def form(tile: int, pairs: int, chunks: int) -> Plan | None:
+    """With the rings that shared memory has room for; None: it has none for this.
+
+    A pair that has all strands folds each behind those before it: they take the room of a second strand, and none where
+    strands have one chunk each.
+    """
+    slots = -(-min(chunks, _STRANDS) // (2 * pairs)) if pairs > 1 else 1 + (chunks > _STRANDS)
     made = [Plan(tile, pairs, slots, *rings) for rings in _RINGS]
     return next((one for one in made if one.smem <= _WHOLE and slots <= _SLOTS), None)
 
@@ -67,11 +71,9 @@ def form(tile: int, pairs: int, strands: int) -> Plan | None:
 def plan(tokens: int, heads: int, entries: int, processors: int) -> Plan:
     """The form that should be over first, on so many multiprocessors."""
     chunks = -(-entries // _CHUNK)
-    strands = min(chunks, _STRANDS)
-    spread = {-(-strands // (2 * slots)) for slots in range(1, _SLOTS + 1)}
-    shapes = [pairs for pairs in sorted(spread) if 1 < pairs <= _NEIGHBOURS // 2]
-    shapes += [1] * (chunks <= _STRANDS)
-    forms = [one for tile in _TILES for pairs in shapes if (one := form(tile, pairs, strands))]
+    spread = {-(-min(chunks, _STRANDS) // (2 * slots)) for slots in range(1, _SLOTS + 1)}
+    shapes = [1, *(pairs for pairs in sorted(spread) if 1 < pairs <= _NEIGHBOURS // 2)]
+    forms = [one for tile in _TILES for pairs in shapes if (one := form(tile, pairs, chunks))]
     return min(forms, key=lambda one: _time(one, tokens, heads, chunks, processors))
 
 
@@ -134,5 +136,5 @@ def _run(
     entries = sum(listed.shape[1] for _, listed in lists)
     one = plan(tokens, heads, entries, rows.multiprocessors(device))
     tiles, blocks = -(-heads // one.heads), 2 * one.pairs
-    given = (q, *places, sink, *turn, heads, tiles, one.heads, one.stages, one.ring, *out)
+    given = (q, *places, sink, *turn, heads, tiles, one.heads, one.slots, one.stages, one.ring, *out)
     _KERNEL(tokens * tiles * blocks, _THREADS, *given, smem=one.smem, cluster=blocks, pdl=True)

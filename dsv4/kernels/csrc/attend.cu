@@ -16,10 +16,11 @@
 //         behind it change none: not from how many blocks share the strands out, how many heads are a tile, or how long the
 //         list is that others need.
 // Cluster strands lie on up to 8 pairs of blocks, which merge them through each other's memory. Where there are many tokens a
-//         pair has all strands of its tile, of one chunk each, and each stream folds its own as they come.
+//         pair has all strands of its tile: of one chunk each, its streams fold them as they come; of several, each is folded
+//         behind those before it, which wait in shared memory.
 // Measured on an H100 (bench/results/2026-11-28-attend.jsonl), less one barrier at the start: CSA 10.8 us, 64 tokens 26.6 (202
 //         TFLOP/s); HCA with 64 entries 8.6 and 14.4; with 8,192 39.1; 64 tokens of Pro's CSA 79 (245 TFLOP/s). Where a
-//         stream has two strands of 32 heads, it has not run.
+//         stream has two strands of 32 heads, or folds strands of several chunks, it has not run.
 // Tried   in the same file: "mma.sync", 16 or 32 heads a tile, eight warps that widen and eight that multiply: CSA 10.8 and 43.8,
 //         8,192 entries 34.1. "one stream": both warpgroups of a block on one chunk, the next one's scores ahead, meet twice a
 //         chunk and wait alike: 13.2, 45.1. "bulk copies" of rows: a warp issues them a lane at a time, 11.7 and 32.8. "teams":
@@ -35,7 +36,7 @@
 extern "C" __global__ void __launch_bounds__(attend::THREADS, 1) attend_tiles(
     const bf16* q, const u8* near, i64 near_bytes, int near_page, const i64* near_rows, int near_count, const u8* far,
     i64 far_bytes, int far_page, const i64* far_rows, int far_count, const float* sink, const float* cos, const float* sin,
-    int heads, int tiles, int wide, int stages, int ring, bf16* y, u8* data, u8* scale) {
+    int heads, int tiles, int wide, int slots, int stages, int ring, bf16* y, u8* data, u8* scale) {
   attend::run(q, {{near, near_bytes, near_page, near_rows, near_count}, {far, far_bytes, far_page, far_rows, far_count}},
-              sink, {cos, sin, attend::TURNED, true}, {heads, tiles, wide, {stages, ring}}, {y, data, scale});
+              sink, {cos, sin, attend::TURNED, true}, {heads, tiles, wide, slots, {stages, ring}}, {y, data, scale});
 }

@@ -13,9 +13,10 @@ struct Out {
   u8 *data, *scale;
 };
 
-// heads: of a token. wide: of a tile.
+// heads: of a token. wide: of a tile. slots: strands that a stream keeps; a pair that has all strands keeps one, and a second
+// that it folds the next one behind where strands have several chunks.
 struct Sizes {
-  int heads, tiles, wide;
+  int heads, tiles, wide, slots;
   Rings rings;
 };
 
@@ -114,9 +115,8 @@ __device__ __forceinline__ void lay_queries(const bf16* q, int heads, int wide, 
 
 __device__ __forceinline__ void work(const bf16* q, int chunks, Memory& memory, const Sizes& sizes) {
   const Place here(blockIdx.x, sizes);
-  const int strands = min(chunks, STRANDS), streams = here.streams(), group = Tile::group(), wide = sizes.wide;
+  const int streams = here.streams(), group = Tile::group(), wide = sizes.wide;
   const int rounds = chunks_of_stream(here.stream(0), streams, chunks);
-  const bool alone = here.pairs == 1;
   pdl_wait();
   lay_queries(q + (here.token * sizes.heads + here.first) * DIMS + here.side * COLUMNS, sizes.heads - here.first, wide,
               memory.queries);
@@ -124,8 +124,10 @@ __device__ __forceinline__ void work(const bf16* q, int chunks, Memory& memory, 
   meet<WORKERS>(OF_WORKERS);
   await_cluster();
   Tile tile;
-  // Alone a pair has all strands, of one chunk each, and its streams fold them as they come.
-  const int slots = alone ? 1 : (strands + streams - 1) / streams;
+  // Alone a pair has all strands. Of one chunk each, its streams fold them as they come; else each behind those before it, which
+  // wait in shared memory.
+  const bool folds = here.pairs == 1 && sizes.slots > 1;
+  const int count = folds ? STRANDS / GROUPS : sizes.slots;
   int i = 0, turn = 0, stage = group;
   u32 parity = 0;
   const auto join = [&](int end) {
@@ -147,15 +149,20 @@ __device__ __forceinline__ void work(const bf16* q, int chunks, Memory& memory, 
     }
   };
 #pragma unroll 1
-  for (int slot = 0; slot < slots; slot++) {
-    const bool last = slot + 1 == slots;
+  for (int strand = 0; strand < count; strand++) {
+    const bool last = strand + 1 == count;
     tile.clear();
     // Behind the last strand come absent chunks, where the pair's other stream has more.
-    join(last ? rounds : i + chunks_of(here.stream(group) + slot * streams, chunks));
-    if (!last) tile.lay(memory.of(slot, slots, group, sizes.rings, wide), memory.state[slot][group], wide);
+    const int first = here.stream(static_cast<int>(opaque(threadIdx.x) / GROUP));  // no register keeps it
+    join(last ? rounds : i + chunks_of(first + strand * streams, chunks));
+    const int slot = folds ? 0 : strand;
+    float* const held = memory.of(slot, sizes.slots, group, sizes.rings, wide);
+    if (folds && strand) tile.fold_behind(held, memory.state[0][group], wide);
+    if (!last) tile.lay(held, memory.state[slot][group], wide);
   }
   meet<WORKERS>(OF_WORKERS);  // the place of the last strands is that of the rows
-  tile.lay(memory.of(slots - 1, slots, group, sizes.rings, wide), memory.state[slots - 1][group], wide);
+  tile.lay(memory.of(sizes.slots - 1, sizes.slots, group, sizes.rings, wide), memory.state[folds ? 0 : sizes.slots - 1][group],
+           wide);
 }
 
 // What strands came to, of eight columns of a head.
@@ -180,7 +187,7 @@ struct Part {
 __device__ __forceinline__ void fold_strands(Part (&parts)[2], Memory& memory, int one, const Place& here, int count,
                                              const Sizes& sizes) {
   constexpr int BATCH = 4;
-  const int lane = threadIdx.x % 32, streams = here.streams(), slots = (count + streams - 1) / streams;
+  const int lane = threadIdx.x % 32, streams = here.streams();
   const int strand = lane % 16 * 2 + lane / 16;
   float2 own = make_float2(nothing(), 0);
   if (strand < count)
@@ -205,7 +212,7 @@ __device__ __forceinline__ void fold_strands(Part (&parts)[2], Memory& memory, i
         const int s = start + 2 * i;
         if (s >= count) break;
         const float* const from =
-            memory.of(s / streams, slots, odd, sizes.rings, sizes.wide) + one * PITCH + lane * EIGHT;
+            memory.of(s / streams, sizes.slots, odd, sizes.rings, sizes.wide) + one * PITCH + lane * EIGHT;
         const int rank = s % streams / GROUPS * 2 + here.side;
         more[i][0] = load_from(from, rank), more[i][1] = load_from(from + 4, rank);
       }

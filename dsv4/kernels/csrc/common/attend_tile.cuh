@@ -180,6 +180,30 @@ struct Tile {
     }
   }
 
+  // Behind what was laid down by the same threads, which is worth less or the values are.
+  __device__ void fold_behind(const float* from, const float2 (&state)[HEADS], int wide) {
+    if (!works(wide)) return;
+    __syncwarp();
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+      const int one = head() + 8 * k;
+      const float2 before = state[one];
+      const float higher = fmaxf(before.x, top[k]), kept = decay(before.x, higher), by = decay(top[k], higher);
+      top[k] = higher, sum[k] = fmaf(sum[k], by, before.y * kept);
+#pragma unroll
+      for (int i = 0; i < SHARES; i++)
+#pragma unroll
+        for (int j = 2 * k; j < SHARE; j += 4) {
+          const float2 v = *reinterpret_cast<const float2*>(from + place(one, i, j));
+          values[i][j] = fmaf(values[i][j], by, v.x * kept), values[i][j + 1] = fmaf(values[i][j + 1], by, v.y * kept);
+        }
+    }
+    __syncwarp();
+  }
+
+  // Where the numbers `j` and `j + 1` of a share lie among the values of a head.
+  __device__ static int place(int one, int i, int j) { return one * PITCH + 2 * (i * SHARE + j - j % 4) + 2 * t(); }
+
   // What a strand, or all of the stream's, came to.
   __device__ void lay(float* to, float2 (&state)[HEADS], int wide) const {
     if (!works(wide)) return;
@@ -191,8 +215,7 @@ struct Tile {
       for (int i = 0; i < SHARES; i++)
 #pragma unroll
         for (int j = 2 * k; j < SHARE; j += 4)
-          *reinterpret_cast<float2*>(to + one * PITCH + 2 * (i * SHARE + j - 2 * k) + 2 * t()) =
-              make_float2(values[i][j], values[i][j + 1]);
+          *reinterpret_cast<float2*>(to + place(one, i, j)) = make_float2(values[i][j], values[i][j + 1]);
     }
   }
 };
