@@ -18,7 +18,7 @@
 // Cluster strands lie on up to 8 pairs of blocks, which merge them through each other's memory. Where there are many tokens a
 //         pair has all strands of its tile: of one chunk each, its streams fold them as they come; of several, each is folded
 //         behind those before it, which wait in shared memory.
-// Measured on an H100 (bench/results/2026-11-28-attend.jsonl), less one barrier at the start: CSA 10.8 us, 64 tokens 26.6 (202
+// Measured on an H100 (bench/results/2026-11-28-attend.jsonl), less two waits that were missing: CSA 10.8 us, 64 tokens 26.6 (202
 //         TFLOP/s); HCA with 64 entries 8.6 and 14.4; with 8,192 39.1; 64 tokens of Pro's CSA 79 (245 TFLOP/s). Where a
 //         stream has two strands of 32 heads, or folds strands of several chunks, it has not run.
 // Tried   in the same file: "mma.sync", 16 or 32 heads a tile, eight warps that widen and eight that multiply: CSA 10.8 and 43.8,

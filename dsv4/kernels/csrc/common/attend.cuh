@@ -124,8 +124,8 @@ __device__ __forceinline__ void work(const bf16* q, int chunks, Memory& memory, 
   meet<WORKERS>(OF_WORKERS);
   await_cluster();
   Tile tile;
-  // Alone a pair has all strands. Of one chunk each, its streams fold them as they come; else each behind those before it, which
-  // wait in shared memory.
+  // Alone a pair has all strands. Of one chunk each, its streams fold them as they come; else each behind those before it,
+  // which wait in shared memory.
   const bool folds = here.pairs == 1 && sizes.slots > 1;
   const int count = folds ? STRANDS / GROUPS : sizes.slots;
   int i = 0, turn = 0, stage = group;
@@ -160,9 +160,10 @@ __device__ __forceinline__ void work(const bf16* q, int chunks, Memory& memory, 
     if (folds && strand) tile.fold_behind(held, memory.state[0][group], wide);
     if (!last) tile.lay(held, memory.state[slot][group], wide);
   }
+  Tile::await_reading(memory, turn, wide);
   meet<WORKERS>(OF_WORKERS);  // the place of the last strands is that of the rows
-  tile.lay(memory.of(sizes.slots - 1, sizes.slots, group, sizes.rings, wide), memory.state[folds ? 0 : sizes.slots - 1][group],
-           wide);
+  const int slot = sizes.slots - 1;
+  tile.lay(memory.of(slot, sizes.slots, group, sizes.rings, wide), memory.state[folds ? 0 : slot][group], wide);
 }
 
 // What strands came to, of eight columns of a head.
@@ -240,7 +241,8 @@ __device__ __forceinline__ void finish(Memory& memory, int one, const Place& her
       const float2 state = memory.state[0][odd][one];
       const float* const from = memory.of(0, 1, odd, sizes.rings, sizes.wide) + one * PITCH + lane * EIGHT;
       parts[odd].clear(), parts[odd].top = state.x;
-      parts[odd].fold(state.y, *reinterpret_cast<const float4*>(from), *reinterpret_cast<const float4*>(from + 4), 0.0f, 1.0f);
+      const float4 low = *reinterpret_cast<const float4*>(from), high = *reinterpret_cast<const float4*>(from + 4);
+      parts[odd].fold(state.y, low, high, 0.0f, 1.0f);
     }
   } else {
     fold_strands(parts, memory, one, here, count, sizes);

@@ -112,8 +112,8 @@ __device__ __forceinline__ void fetch(const Names& names, u64 listed, int side, 
   brought.arrive_with_copies();
 }
 
-// One box of half a chunk as BF16, by a warp: a lane has 16 columns of every eighth row. rows, scales, kv: from the half's first
-// row on. box: of the row's half.
+// One box of half a chunk as BF16, by a warp: a lane has 16 columns of every eighth row. rows, scales, kv: from the half's
+// first row on. box: of the row's half.
 __device__ __forceinline__ void widen_box(const u8 (*rows)[PART], const u8 (*scales)[SCALES], u8* kv, int box, int side) {
   const int lane = threadIdx.x % 32, piece = lane % 4, first = lane / 4;
   const u8* const own = rows[first] + box * BOX_COLUMNS + 16 * piece;

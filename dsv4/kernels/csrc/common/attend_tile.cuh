@@ -1,5 +1,5 @@
-// Scores, weights and values of a tile of up to 64 heads: a group of four warps has a stream of chunks and, as its block, half the
-// columns. So scores of a chunk are sums of what two groups of two blocks have found.
+// Scores, weights and values of a tile of up to 64 heads: a group of four warps has a stream of chunks and, as its block, half
+// the columns. So scores of a chunk are sums of what two groups of two blocks have found.
 #pragma once
 #include "common/attend_rows.cuh"
 #include "common/peers.cuh"
@@ -7,12 +7,11 @@
 
 namespace attend {
 
-constexpr int HEADS = 64;          // rows of a warpgroup's product
-constexpr int MOST_RING = 3;       // chunks in shared memory as they are stored
-constexpr int MOST_STAGES = 3;     // and as BF16
-constexpr int NAMED = 4, LISTED = 8;  // whose rows have names, and of which is known what is listed
-constexpr int SLOTS = 2;           // strands that a stream keeps at most
-constexpr int PITCH = COLUMNS + 8;  // floats from head to head of values, so that no two lanes meet in a bank
+constexpr int HEADS = 64;                       // rows of a warpgroup's product
+constexpr int MOST_RING = 3, MOST_STAGES = 3;   // chunks in shared memory, as they are stored and as BF16
+constexpr int NAMED = 4, LISTED = 8;            // whose rows have names, and of which is known what is listed
+constexpr int SLOTS = 2;                        // strands that a stream keeps at most
+constexpr int PITCH = COLUMNS + 8;              // floats from head to head of values, so that no two lanes meet in a bank
 constexpr int GROUPS = 2, GROUP = WORKERS / GROUPS;
 constexpr int SHARE = 16, SHARES = COLUMNS / 2 / SHARE;  // of a thread's values: those that one product is made for
 constexpr float LOG2E = 0x1.715476p+0f, SCALE = 0x1.6a09e6p-5f * LOG2E;  // 512^-0.5, to powers of two
@@ -28,8 +27,8 @@ struct Rings {
   int stages, ring;
 };
 
-// Shared memory. Behind it: both rings, what the other block sends, the strands but the last of each stream. When all chunks are
-// through, the last strands take the place of the rings.
+// Shared memory. Behind it: both rings, what the other block sends, the strands but the last of each stream. When all chunks
+// are through, the last strands take the place of the rings.
 struct Memory {
   Names names[NAMED];
   alignas(16) u8 scales[MOST_RING][CHUNK][SCALES];
@@ -45,8 +44,9 @@ struct Memory {
     return reinterpret_cast<float4*>(stored(rings) + rings.ring) + group * 16 * wide;  // [8][2 * wide]
   }
   __device__ float* of(int slot, int slots, int group, const Rings& rings, int wide) {
-    float* const from = reinterpret_cast<float*>(slot + 1 < slots ? reinterpret_cast<u8*>(received(rings, GROUPS, wide)) : kv(0));
-    return from + ((slot + 1 < slots ? slot : 0) * GROUPS + group) * wide * PITCH;
+    const bool last = slot + 1 >= slots;
+    float* const from = reinterpret_cast<float*>(last ? kv(0) : reinterpret_cast<u8*>(received(rings, GROUPS, wide)));
+    return from + ((last ? 0 : slot) * GROUPS + group) * wide * PITCH;
   }
 };
 static_assert(sizeof(Memory) % 1024 == 0);
@@ -125,8 +125,14 @@ struct Tile {
       send4(in_peer(memory.said[group()] + thread() / 32, peer), __float_as_uint(s[31]), in_peer(&read, peer));
   }
 
+  // Until the other block has read all that was sent, and has said so: nobody leaves before nothing more is sent to him.
+  __device__ static void await_reading(Memory& memory, int turn, int wide) {
+    if (turn && works(wide)) memory.read[group()].barrier.wait_cluster((turn - 1) % 2);
+  }
+
   // Weights relative to the chunk's largest score, rounded, as the products take them; and the sum of those that are not. What
-  // there is becomes relative to the largest score that is known with this chunk: kept is what it is worth, by what the chunk's.
+  // there is becomes relative to the largest score that is known with this chunk: `kept` is what it is worth, `by` what the
+  // chunk's.
   __device__ void weigh(float (&s)[32], u64 listed, u32 (&weights)[4][4], float (&kept)[2], float (&by)[2]) {
     if (~listed) {
 #pragma unroll
