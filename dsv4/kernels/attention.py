@@ -29,7 +29,7 @@ _TILES: Final = (16, 32, 64)  # heads
 _MOST_HEADS: Final = 1024
 _KERNEL: Final = Kernel("attend.cu", "attend_tiles", "p p l i p i p l i p i p p p i i i i i i p p p")
 _WHOLE: Final = 227 << 10  # bytes of shared memory for a block
-# Multiprocessors that a cluster lies on; of so many clusters there is room at once (an H100 gave no more than seven).
+# Multiprocessors that a cluster lies on; of so many clusters there is room at once (eight took two rounds on an H100).
 _NEIGHBOURS: Final = 16
 _PLACES: Final = 7
 # What a tile's time is made of, in units of a chunk of a stream: fitted to bench/results/2026-11-28-attend-forms.jsonl.

@@ -9,7 +9,9 @@ constexpr int ROW_BYTES = 128;
 // A step of 32 bytes is an addition of 2, which a multiple of 16 has room for.
 inline u64 operand_at(u64 tile) { return tile; }
 inline u64 of_warp(u64 operand) { return operand; }
-inline u64 rows_behind(u64 operand, int rows) { return operand + rows * ROW_BYTES; }
+inline u64 operand_beyond(u64 operand, int bytes) {
+  return operand + bytes / ROW_BYTES * ROW_BYTES + bytes % ROW_BYTES / 16;
+}
 inline void wgmma_fence() {}
 inline void wgmma_commit() {}
 template <int LEFT>

@@ -23,29 +23,21 @@ void sum_products(float (&d)[D], u64 b, int add, Row row_number) {
   }
 }
 
-template <bool TURNED, int D>
-void wgmma_pairs(float (&d)[D], const u32 (&a)[4], u64 b, int add) {
-  static u32 laid[16 * 1024][4];
-  const int group = threadIdx.x / 128, own = simt::cluster_rank() * 1024 + threadIdx.x, first = own - own % 32;
-  for (int i = 0; i < 4; i++) laid[own][i] = a[i];
-  meet<128>(8 + group);
-  sum_products<TURNED>(d, b, add, [&](int row, int k) {
-    const u32 word = laid[first + row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2];
-    return k % 2 ? high_float(word) : low_float(word);
-  });
-  meet<128>(8 + group);
-}
-
 template <int D>
 void wgmma_bf16(float (&d)[D], u64 a, u64 b, int add) {
   const int first = threadIdx.x % 128 / 32 * 16;
   sum_products<false>(d, b, add, [&](int row, int k) { return laid_number(a, first + row, k); });
 }
-template <int D>
-void wgmma_bf16(float (&d)[D], const u32 (&a)[4], u64 b, int add) {
-  wgmma_pairs<false>(d, a, b, add);
-}
+
 template <int D>
 void wgmma_bf16_turned(float (&d)[D], const u32 (&a)[4], u64 b, int add) {
-  wgmma_pairs<true>(d, a, b, add);
+  static u32 laid[16 * 1024][4];
+  const int group = threadIdx.x / 128, own = simt::cluster_rank() * 1024 + threadIdx.x, first = own - own % 32;
+  for (int i = 0; i < 4; i++) laid[own][i] = a[i];
+  meet<128>(8 + group);
+  sum_products<true>(d, b, add, [&](int row, int k) {
+    const u32 word = laid[first + row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2];
+    return k % 2 ? high_float(word) : low_float(word);
+  });
+  meet<128>(8 + group);
 }

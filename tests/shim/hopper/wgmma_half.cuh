@@ -4,11 +4,6 @@
 #include "common/half.cuh"
 #include "common/wgmma.cuh"
 
-// As wgmma.cuh here has them: steps of 32 bytes in the lowest bits.
-inline u64 operand_beyond(u64 operand, int bytes) {
-  return operand + bytes / ROW_BYTES * ROW_BYTES + bytes % ROW_BYTES / 16;
-}
-
 template <int D>
 void wgmma_half(float (&d)[D], const u32 (&a)[4], u64 b, int add) {
   static float laid[2048][8];

@@ -278,14 +278,11 @@ __device__ __forceinline__ void finish_share(Memory& memory, int chunks, const f
   const float sink = first + lane * step < all ? sinks[here.first + first + lane * step] : 0.0f;
   if (here.pairs > 1) {
     meet_cluster();
-  } else {
-    meet<WORKERS>(OF_WORKERS);
-  }
-  if (here.pairs > 1) {
 #pragma unroll 1
     for (int one = first, i = 0; one < all; one += step, i++)
       finish<false>(memory, one, here, count, sizes, __shfl_sync(ALL_LANES, sink, i), turn, angles, out);
   } else {
+    meet<WORKERS>(OF_WORKERS);
 #pragma unroll 2
     for (int one = first, i = 0; one < all; one += step, i++)
       finish<true>(memory, one, here, count, sizes, __shfl_sync(ALL_LANES, sink, i), turn, angles, out);

@@ -93,7 +93,7 @@ struct Tile {
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < COLUMNS / 16; i++)
-      wgmma_bf16(s, rows_behind(a, i / 4 * HEADS) + 2 * (i % 4), rows_behind(b, i / 4 * CHUNK) + 2 * (i % 4), i);
+      wgmma_bf16(s, operand_beyond(a, i / 4 * BOX + i % 4 * 32), operand_beyond(b, i / 4 * BOX + i % 4 * 32), i);
     wgmma_commit();
     wgmma_wait<0>();
   }
@@ -174,7 +174,8 @@ struct Tile {
 #pragma unroll
       for (int step = 0; step < 4; step++)
         wgmma_bf16_turned(d, weights[step],
-                          rows_behind(boxes, column / BOX_COLUMNS * CHUNK + 16 * step) + column % BOX_COLUMNS / 8, step);
+                          operand_beyond(boxes, column / BOX_COLUMNS * BOX + 16 * step * BOX_BYTES + column % BOX_COLUMNS * 2),
+                          step);
       wgmma_commit();
 #pragma unroll
       for (int j = 0; j < SHARE; j++) values[i][j] *= kept[j / 2 % 2];

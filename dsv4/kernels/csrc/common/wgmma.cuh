@@ -17,8 +17,8 @@ __device__ __forceinline__ u64 of_warp(u64 operand) {
   return operand >> 32 << 32 | __shfl_sync(ALL_LANES, static_cast<u32>(operand), 0);
 }
 
-// The one that lies so many rows of 128 bytes behind it. (A step within a row is an addition of its 16ths.)
-__device__ __forceinline__ u64 rows_behind(u64 operand, int rows) { return operand + rows * (ROW_BYTES / 16); }
+// The operand so many bytes further on: by 32 in its rows, or by whole eights of rows.
+__device__ __forceinline__ u64 operand_beyond(u64 operand, int bytes) { return operand + (bytes >> 4); }
 
 __device__ __forceinline__ u64 operand(const void* tile) { return operand_at(shared_address(tile)); }
 

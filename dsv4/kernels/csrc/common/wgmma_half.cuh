@@ -7,9 +7,6 @@
 #pragma once
 #include "common/wgmma.cuh"
 
-// The operand so many bytes further on: by 32 in its rows, or by whole eights of rows.
-__device__ __forceinline__ u64 operand_beyond(u64 operand, int bytes) { return operand + (bytes >> 4); }
-
 __device__ __forceinline__ void wgmma_half(float (&d)[32], const u32 (&a)[4], u64 b, int add) {
   asm volatile(
       "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
