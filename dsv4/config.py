@@ -315,6 +315,7 @@ class EngineOptions:
     `draft_tokens`: guesses a step, where the checkpoint has a draft; None: as many as pay.
     `kernels`: what ops run as, a choice of `ops/op.py` for all of them or one for each by name ("*": all others).
     `stored`: activations, caches and experts in the bytes of their formats, as kernels read them.
+    `graphs`: decode steps as CUDA graphs, where layers are stored and all ops are kernels of a GPU.
     """
 
     numerics: Literal["official", "float"] = "official"
@@ -330,6 +331,7 @@ class EngineOptions:
     turn: int = 512
     kernels: str | Mapping[str, str] = dataclasses.field(default="reference", hash=False)  # a dict has no hash
     stored: bool = False
+    graphs: bool = True
 
     @property
     def choices(self) -> Mapping[str, str]:

@@ -166,7 +166,8 @@ class LLM:
 def _engine(
     config: ModelConfig, weights: Mapping[str, Weight], options: EngineOptions, tokenizer: Tokenizer, guesses: int
 ) -> Engine:
-    runner = Runner(Model(config, weights, options), Store(config, options, options.reuse_points))
+    store = Store(config, options, options.reuse_points)
+    runner = Runner(Model(config, weights, options), store, _in_graphs(options))
     drafter = None
     if guesses:
         drafter = Drafter(Mtp(config, weights, options, runner.model), runner.store.layers[-1], guesses)
@@ -174,6 +175,12 @@ def _engine(
         _rehearse(runner, options)
     words = (tokenizer.eos_id, tokenizer.role_ids, tokenizer.stream)
     return Engine(runner, options.prefill_chunk, *words, drafter, options.choices, options.turn)
+
+
+def _in_graphs(options: EngineOptions) -> bool:
+    """A capture takes what the host does not wait for: kernels do, references do not."""
+    on_gpu = torch.device(options.device).type == "cuda"
+    return options.graphs and options.stored and on_gpu and not {"reference", "covered"} & {*options.choices.values()}
 
 
 def _rehearse(runner: Runner, options: EngineOptions) -> None:
@@ -218,7 +225,7 @@ def _facts(
         ("cache", _cache(config, options)),
         ("draft", f"{config.draft}, {guesses} tokens a step" if guesses else "not used"),
         ("threads", str(torch.get_num_threads())),
-        ("kernels", _kernels(options)),
+        ("kernels", _kernels(options) + ("; decode steps in CUDA graphs" if _in_graphs(options) else "")),
     )
     return (*facts, ("unknown", ", ".join(config.unknown))) if config.unknown else facts
 

@@ -24,6 +24,11 @@ def tap(name: str, layer: int, tensor: Tensor) -> None:
             listener(name, layer, tensor)
 
 
+def heard() -> bool:
+    """Whether anybody listens."""
+    return bool(_listeners)
+
+
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
     """Call `listener(name, layer, tensor)` for every tap inside the block."""

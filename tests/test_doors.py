@@ -29,7 +29,7 @@ DOORS: dict[str, set[str]] = {
     "checkpoint": {"config", "quant", "parallel", "errors"},
     "cache": {"config", "quant", "errors"},
     "model": {"config", "quant", "ops", "cache", "parallel", "taps", "errors"},
-    "engine": {"config", "model", "cache", "ops", "parallel", "errors"},
+    "engine": {"config", "model", "cache", "ops", "parallel", "taps", "errors"},
     "chat": {"config", "errors"},
     "llm": BELOW_LLM,
     "cli": {"llm", "chat", "checkpoint.hub", "engine.request", "config", "errors", "check", "bench"},

@@ -11,6 +11,7 @@ import hashlib
 import math
 import shutil
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +24,7 @@ from dsv4.checkpoint.specs import Param
 from dsv4.checkpoint.write import SHARD_BYTES, write_stream
 from dsv4.config import ModelConfig
 
+_CPU: Final = torch.device("cpu")
 _TEXT_FILES: Final = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -65,10 +67,30 @@ def synth(
                 shutil.copyfile(Path(text_from) / file, Path(directory) / file)
 
 
-def random_weight(param: Param, config: ModelConfig, seed: int) -> Weight:
+class RandomWeights(Mapping[str, Weight]):
+    """All weights of a configuration, each drawn on `device` when it is asked for and not kept.
+
+    A GPU draws other numbers than a CPU, of the same distributions.
+    """
+
+    def __init__(self, config: ModelConfig, seed: int, device: torch.device) -> None:
+        self._config, self._seed, self._device = config, seed, device
+        self._params = {param.name: param for param in parameters(config)}
+
+    def __getitem__(self, name: str) -> Weight:
+        return random_weight(self._params[name], self._config, self._seed, self._device)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._params)
+
+    def __len__(self) -> int:
+        return len(self._params)
+
+
+def random_weight(param: Param, config: ModelConfig, seed: int, device: torch.device = _CPU) -> Weight:
     """The weight of one parameter, in the format that it is stored in."""
     digest = hashlib.sha256(f"{seed}:{param.name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    generator = torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
     if param.name.endswith(".tid2eid"):
         return _expert_ids(param, config, generator)
     values = _values(param, config, generator)
@@ -78,11 +100,11 @@ def random_weight(param: Param, config: ModelConfig, seed: int) -> Weight:
 def _values(param: Param, config: ModelConfig, generator: torch.Generator) -> torch.Tensor:
     """FP32 of the parameter's logical shape."""
     name, shape = param.name, param.shape
-    noise = torch.randn(shape, generator=generator)
+    noise = torch.randn(shape, generator=generator, device=generator.device)
     if "norm.weight" in name:
         return 1.0 + 0.05 * noise
     if name.endswith(("hc_attn_base", "hc_ffn_base")):
-        return 0.1 * noise + _near_identity(config.hc_mult)
+        return 0.1 * noise + _near_identity(config.hc_mult).to(noise.device)
     if name.endswith("_scale"):
         return 0.3 + 0.03 * noise
     if name.endswith((".ape", ".bias", "_base")):
@@ -99,5 +121,5 @@ def _near_identity(streams: int) -> torch.Tensor:
 
 def _expert_ids(param: Param, config: ModelConfig, generator: torch.Generator) -> torch.Tensor:
     """I64 [vocab, k]: different experts for every token."""
-    rows = torch.rand(param.shape[0], config.n_routed_experts, generator=generator)
+    rows = torch.rand(param.shape[0], config.n_routed_experts, generator=generator, device=generator.device)
     return rows.argsort(-1)[:, : param.shape[1]].contiguous()

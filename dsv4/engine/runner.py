@@ -3,44 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
-from torch import Tensor
-
+from dsv4 import taps
 from dsv4.cache.store import Store
+from dsv4.engine.graphs import Graphs
+from dsv4.engine.graphs import Ran as Ran
 from dsv4.engine.scheduler import Work
 from dsv4.model.batch import Segment
 from dsv4.model.model import Model
 
 
-class Ran(NamedTuple):
-    """What one item of work gave: streams [n, M, d] of its tokens, and logits [1 + draft, V] FP32 if it samples."""
-
-    streams: Tensor
-    logits: Tensor
-
-
 class Runner:
     """The model with its cache."""
 
-    def __init__(self, model: Model, store: Store) -> None:
+    def __init__(self, model: Model, store: Store, graphs: bool = False) -> None:
+        """`graphs`: replay decode steps as CUDA graphs, where layers are stored and all ops are kernels."""
         self.model, self.store = model, store
+        self._graphs = Graphs(model, store) if graphs else None
 
     def run(self, work: Sequence[Work]) -> list[Ran]:
-        """Run a step; the cache then holds every token of it, drafts included."""
+        """Run a step; the cache then holds every token of it, drafts included.
+
+        Of each item: streams [n, M, d] of its tokens, and logits [1 + draft, V] FP32 if it samples.
+        """
         for item in work:
             self.store.assign(item.request.slot, item.request.pages)
         segments = [Segment(w.request.slot, w.start, w.tokens) for w in work]
+        streams, logits = self._step(work, segments)
+        for segment in segments:
+            self.store.advance(segment.slot, len(segment.ids))
+        parts = streams.split([len(segment.ids) for segment in segments])
+        return [Ran(*of) for of in zip(parts, logits.split([_asked(item) for item in work]), strict=True)]
+
+    def _step(self, work: Sequence[Work], segments: Sequence[Segment]) -> Ran:
+        """Streams of all tokens, and logits of those that are asked about."""
+        decodes = all(_asked(item) == len(segment.ids) for item, segment in zip(work, segments, strict=True))
+        if self._graphs and decodes and not taps.heard() and (shape := self._graphs.shape(segments)):
+            return self._graphs.run(segments, shape)
         streams = self.model(self.model.batch(segments), self.store).streams
         rows: list[int] = []
         end = 0
         for item, segment in zip(work, segments, strict=True):
-            self.store.advance(segment.slot, len(segment.ids))
             end += len(segment.ids)
             rows += range(end - _asked(item), end)
-        logits = self.model.logits(streams[rows]).split([_asked(item) for item in work])
-        parts = streams.split([len(segment.ids) for segment in segments])
-        return [Ran(part, asked) for part, asked in zip(parts, logits, strict=True)]
+        return Ran(streams, self.model.logits(streams[rows]))
 
     def rehearse(self, chunk: int, draft: int) -> None:
         """Run a step as large as any can be: memory that it lacks is missed now, and not in the middle of answers.

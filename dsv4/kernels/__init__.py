@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _SIMT: Final = {
     "compress_keys": ("fused",),
     "compress_kv": ("fused",),
+    "entry_rows": ("fused",),
     "grouped_linear": ("fused",),
     "head": ("fused",),
     "index_logits": ("fused",),
@@ -30,6 +31,7 @@ _SIMT: Final = {
     "mhc_post_pre_norm_quant": ("cluster", "fused", "unfused"),
     "mhc_pre": ("fused",),
     "mhc_pre_norm_quant": ("fused", "unfused"),
+    "prefetch": ("fused",),
     "q_norm_rope": ("fused", "unfused"),
     "quantize": ("fused",),
     "read_kv": ("fused",),
@@ -81,6 +83,7 @@ def _register() -> None:
         mhc,
         moe,
         norm,
+        prefetch,
         quantize,
         rope,
         route,

@@ -177,7 +177,7 @@ def few_parts(
         given = (routed.tiles, routed.apart, shared.tiles, *picks)
         from_, sizes = (x.data, x.scale) if resident else (hidden, scale), (tokens, k, experts.many, rows // task)
         grid = min(form.beside * multiprocessors(device), most * (rows // task))
-        kernel(grid, form.threads, *given, *from_, *sizes, columns // COLUMNS, stages, *rest, smem=smem)
+        kernel(grid, form.threads, *given, *from_, *sizes, columns // COLUMNS, stages, *rest, smem=smem, pdl=True)
 
     def up() -> None:
         rest = (limit, hidden, scale, arrived, len(arrived))

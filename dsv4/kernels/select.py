@@ -1,4 +1,4 @@
-"""The indexer on a GPU: the best candidates of each token."""
+"""The indexer on a GPU: the best candidates of each token, and where they lie."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from dsv4.kernels import rows
 from dsv4.kernels.launch import Kernel, need
 from dsv4.kernels.mhc_accepts import largest_cluster
-from dsv4.ops.index import select_rows
+from dsv4.ops.index import entry_rows, select_rows
 
 _THREADS: Final = 1024  # of a block, at most; four scores a thread and round
 _HELD: Final = (1, 2, 4)  # rounds that a thread keeps
@@ -18,6 +18,8 @@ MOST_ROUNDS: Final = 32  # of a block of a team, csrc/select.cu
 LISTED: Final = 8192  # places of a team's list
 _TEAM_BYTES: Final = 86_800  # of shared memory, csrc/select.cu
 
+_ROWS: Final = Kernel("entry_rows.cu", "entry_rows", "p i p l p i i p")
+_ROWS_THREADS: Final = 256
 _SIGNATURE: Final = "p l p i i i i i p"
 _ALONE: Final = {n: Kernel("select.cu", f"select_alone_{n}", _SIGNATURE) for n in _HELD}
 _TEAM: Final = Kernel("select.cu", "select_team", _SIGNATURE)
@@ -71,3 +73,22 @@ def _select_rows(scores: Tensor, visible: Tensor, k: int) -> Tensor:
     cluster, smem = (blocks, _TEAM_BYTES) if blocks > 1 else (0, 0)
     kernel(tokens * blocks if columns else 0, threads, *given, smem=smem, cluster=cluster, pdl=True)
     return chosen
+
+
+def _refuse_rows(entries: Tensor, table: Tensor, slots: Tensor, page: int) -> str | None:
+    if not entries.is_cuda:
+        return f"the entries are on {entries.device}"
+    return None if page > 0 else f"{page} entries a page"
+
+
+@entry_rows.impl("fused", accepts=_refuse_rows)
+def _entry_rows(entries: Tensor, table: Tensor, slots: Tensor, page: int) -> Tensor:
+    tokens, count = entries.shape
+    for name, x, shape in (("entries", entries, (tokens, count)), ("slots", slots, (tokens,))):
+        need(x, name, shape=shape, dtype=torch.int64, device=entries.device)
+    need(table, "table", shape=(None, None), dtype=torch.int64, device=entries.device)
+    rows = torch.empty_like(entries)
+    blocks = -(-tokens * count // _ROWS_THREADS)
+    given = (entries, count, table, table.shape[1], slots, page, tokens, rows)
+    _ROWS(blocks, _ROWS_THREADS, *given, pdl=True)
+    return rows

@@ -81,24 +81,27 @@ class Steps:
         return cls(frequencies(dims, config.rope_theta).to(device), yarn.to(device))
 
 
+def laid_out(segments: Sequence[Segment]) -> list[list[int]]:
+    """Ids, slots and positions of all tokens, one segment after another."""
+    ids = [i for s in segments for i in s.ids]
+    slots = [s.slot for s in segments for _ in s.ids]
+    return [ids, slots, [s.start + n for s in segments for n in range(len(s.ids))]]
+
+
 def make_batch(segments: Sequence[Segment], ratios: Sequence[int], steps: Steps) -> Batch:
     """Lay the segments out as one step. `ratios`: the compression ratios that occur in the model."""
-    device = steps.plain.device
-    ids = torch.tensor([i for s in segments for i in s.ids], device=device)
-    ends = [s.start + len(s.ids) for s in segments]
-    places = [(s.slot, p) for s, end in zip(segments, ends, strict=True) for p in range(s.start, end)]
-    slots, positions = torch.tensor(places, device=device).t().contiguous()
-    return Batch(
-        ids=ids,
-        positions=positions,
-        slots=slots,
-        plain=rotation(positions, steps.plain),
-        yarn=rotation(positions, steps.yarn),
-        closing={ratio: _closing(places, ratio, steps.yarn) for ratio in set(ratios) if ratio},
-        longest=max(ends),
-        most=max(len(s.ids) for s in segments),
-        steps=steps,
-    )
+    tokens = laid_out(segments)
+    places = list(zip(tokens[1], tokens[2], strict=True))
+    closing = {ratio: _closing(places, ratio, steps.yarn) for ratio in set(ratios) if ratio}
+    longest, most = max(s.start + len(s.ids) for s in segments), max(len(s.ids) for s in segments)
+    return batch_of(torch.tensor(tokens, device=steps.plain.device), longest, most, closing, steps)
+
+
+def batch_of(tokens: Tensor, longest: int, most: int, closing: Mapping[int, Closing | None], steps: Steps) -> Batch:
+    """A step of tokens as `laid_out` has them, int64 [3, T]. `longest` and `most` may be more than there are."""
+    ids, slots, positions = tokens.unbind()
+    plain, yarn = rotation(positions, steps.plain), rotation(positions, steps.yarn)
+    return Batch(ids, positions, slots, plain, yarn, closing, longest, most, steps)
 
 
 def _closing(places: Sequence[tuple[int, int]], ratio: int, yarn: Tensor) -> Closing | None:

@@ -8,7 +8,7 @@ from dsv4.cache.store import AnyLayer, LayerStore
 from dsv4.config import ModelConfig
 from dsv4.model.attention import Attention
 from dsv4.model.batch import Batch
-from dsv4.model.layers import HyperConnection, Norm, Scope
+from dsv4.model.layers import Behind, HyperConnection, Norm, Scope
 from dsv4.model.moe import MoE
 from dsv4.quant.rounding import Numerics
 from dsv4.taps import tap
@@ -26,8 +26,9 @@ class Block:
         self.attn = Attention(scope.sub("attn"), config, ratio, layer, rounds)
         self.ffn = MoE(scope.sub("ffn"), config, layer, hashed, rounds)
 
-    def __call__(self, streams: Tensor, batch: Batch, store: AnyLayer) -> Tensor:
+    def __call__(self, streams: Tensor | Behind, batch: Batch, store: AnyLayer) -> Tensor:
         """streams: [T, M, d]; returns the same."""
+        assert isinstance(streams, Tensor)
         assert isinstance(store, LayerStore)
         mixed = self.hc_attn.pre(streams)
         tap("attn comb", self.layer, mixed.comb)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from dsv4.config import ModelConfig
 from dsv4.ops.mhc import Mixed, Mixer, mhc_head, mhc_post, mhc_pre
 from dsv4.ops.norm import rms_norm
 from dsv4.quant.tensor import QTensor
+from dsv4.taps import tap
 
 
 class Scope:
@@ -105,3 +107,20 @@ class HeadMix:
 def expand(x: Tensor, streams: int) -> Tensor:
     """Equal copies for the residual streams: [T, d] -> [T, M, d]."""
     return x.unsqueeze(1).repeat(1, streams, 1)
+
+
+class Behind(NamedTuple):
+    """Streams behind a layer, before its output has been written back: the next one's first op does it."""
+
+    y: Tensor  # [T, d] of the experts
+    mixed: Mixed
+    layer: int
+
+
+def settled(streams: Tensor | Behind) -> Tensor:
+    """[T, M, d]."""
+    if isinstance(streams, Tensor):
+        return streams
+    out = mhc_post(streams.y, streams.mixed)
+    tap("streams", streams.layer, out)
+    return out

@@ -11,7 +11,7 @@ from torch import Tensor
 from dsv4.cache.store import Store
 from dsv4.config import EngineOptions, ModelConfig
 from dsv4.model.batch import Batch, Segment, Steps, make_batch
-from dsv4.model.layers import HeadMix, Scope, expand
+from dsv4.model.layers import Behind, HeadMix, Scope, expand, settled
 from dsv4.model.stored import kind_of_block
 from dsv4.ops.linear import matmul
 from dsv4.quant.rounding import NUMERICS, Numerics
@@ -61,14 +61,15 @@ class Model:
     @torch.inference_mode()
     def __call__(self, batch: Batch, store: Store) -> Output:
         """Run the layers over one step, writing its state into `store`."""
-        streams = expand(self.embed(batch.ids), self.config.hc_mult)
-        tap("streams", -1, streams)
+        streams: Tensor | Behind = expand(self.embed(batch.ids), self.config.hc_mult)
+        tap("streams", -1, settled(streams))
         means: dict[int, Tensor] = {}
         for block, layer_store in zip(self.blocks, store.layers, strict=False):
             streams = block(streams, batch, layer_store)
             if block.layer in self.targets:
+                streams = settled(streams)
                 means[block.layer] = streams.float().mean(1).to(streams.dtype)
-        return Output(streams, torch.cat([means[layer] for layer in self.targets], 1) if means else None)
+        return Output(settled(streams), torch.cat([means[layer] for layer in self.targets], 1) if means else None)
 
     @torch.inference_mode()
     def logits(self, streams: Tensor) -> Tensor:

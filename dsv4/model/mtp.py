@@ -10,7 +10,7 @@ from torch import Tensor
 from dsv4.cache.store import AnyLayer
 from dsv4.config import EngineOptions, ModelConfig
 from dsv4.model.batch import Batch
-from dsv4.model.layers import HeadMix, Norm, Scope
+from dsv4.model.layers import HeadMix, Norm, Scope, settled
 from dsv4.model.model import Model
 from dsv4.model.stored import kind_of_block
 from dsv4.ops.linear import linear, matmul
@@ -43,7 +43,7 @@ class Mtp:
         tokens, count, width = streams.shape
         e = linear(self.enorm(self.main.embed(next_ids)), self.e_proj, self.rounds.draft_input)
         h = linear(self.hnorm(streams).view(-1, width), self.h_proj, self.rounds.draft_input).view(tokens, count, width)
-        return self.block(e.unsqueeze(1) + h, batch, store)
+        return settled(self.block(e.unsqueeze(1) + h, batch, store))
 
     @torch.inference_mode()
     def logits(self, streams: Tensor) -> Tensor:

@@ -42,6 +42,13 @@ class Places:
         self.layout, self.table, self.slots, self.positions = layout, table, slots, positions
         self.longest, self.closing = longest, closing
 
+    def prepare(self) -> None:
+        """Compute now what more than one branch of a layer reads (`model/beside.py`): none may wait for another's."""
+        for ready in (self.write, self.window):
+            assert len(ready) == len(self.slots)
+        if self.layout.ratio:
+            assert len(self.own_key) == len(self.visible)
+
     @cached_property
     def write(self) -> Tensor:
         """Rows of `kv` for the step's own window vectors, [T]."""
@@ -95,11 +102,15 @@ class Places:
         """Row of `keys` of the entry to which each token belongs, [T]."""
         return self.key_rows((self.positions // self.layout.ratio).unsqueeze(1)).squeeze(1)
 
+    @property
+    def width(self) -> int:
+        """Entries to score: those of the longest context, in whole blocks."""
+        return -(-(self.longest // self.layout.ratio) // KEY_BLOCK) * KEY_BLOCK
+
     @cached_property
     def keys(self) -> Tensor:
         """Rows of `keys` to score, [T, n], n a multiple of 64; those past a token's visible ones are not looked at."""
-        width = -(-(self.longest // self.layout.ratio) // KEY_BLOCK) * KEY_BLOCK
-        numbers = torch.arange(width, device=self.slots.device)
+        numbers = torch.arange(self.width, device=self.slots.device)
         pages = (numbers // self.layout.entries).clamp(max=self.table.shape[1] - 1)
         return self.layout.key_rows(self.table[self.slots.unsqueeze(1), pages], numbers)
 

@@ -8,36 +8,42 @@ So a far entry may be chosen in place of another whose score was rounded to an e
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import torch
 from torch import Tensor
 
+from dsv4.cache.paged import Paged
 from dsv4.cache.store import AnyLayer
 from dsv4.cache.stored import StoredLayer
 from dsv4.config import EngineOptions, ModelConfig
 from dsv4.errors import ConfigError
 from dsv4.model.attention import compressor_of
 from dsv4.model.batch import Batch
+from dsv4.model.beside import Beside
 from dsv4.model.block import Block
-from dsv4.model.layers import HyperConnection, Norm, Scope
+from dsv4.model.layers import Behind, HyperConnection, Norm, Scope
 from dsv4.model.moe import Router, experts_of
 from dsv4.model.places import Places
 from dsv4.ops.attention import attend
 from dsv4.ops.compress import OVERLAPPED, Compressor, Ring, StepTokens, compress_keys, compress_kv
 from dsv4.ops.experts import store_experts, stored_moe
-from dsv4.ops.index import select_rows
+from dsv4.ops.index import entry_rows, select_rows
 from dsv4.ops.index_logits import index_logits
-from dsv4.ops.index_queries import index_queries
+from dsv4.ops.index_queries import IndexQueries, index_queries
 from dsv4.ops.kv import write_kv
 from dsv4.ops.linear import grouped_linear, linear, scaled_matmul, shared_input
-from dsv4.ops.mhc import Mixer, mhc_post, mhc_post_pre_norm_quant, mhc_pre_norm_quant
+from dsv4.ops.mhc import Mixer, mhc_post_pre_norm_quant, mhc_pre_norm_quant
 from dsv4.ops.norm import rms_norm_quant
+from dsv4.ops.prefetch import prefetch
 from dsv4.ops.rope import Rotation, q_norm_rope
 from dsv4.quant.formats import FP8_BLOCK, FP8_ROW, Format
+from dsv4.quant.index_keys import KeyLayout
 from dsv4.quant.rounding import FP8, Numerics
 from dsv4.quant.tensor import QTensor
 from dsv4.taps import tap
 
+_FEW: Final = 64  # tokens
 _Compressed = tuple[Tensor, Tensor, Tensor, float, Rotation, StepTokens, Ring, int]  # the first of `compress_kv`
 
 
@@ -63,13 +69,13 @@ class StoredIndexer:
         self.compressor = compressor_of(scope.sub("compressor"))
         self.heads, self.dim, self.k = config.index_n_heads, config.index_head_dim, config.index_topk
 
-    def select(self, logits: Tensor, latent: QTensor, turn: Rotation, places: Places, store: StoredLayer) -> Tensor:
-        """Entries for each token, ascending, -1 at the end. logits: [T, H] of the heads' weights; returns [T, k]."""
-        assert store.keys is not None
-        q = scaled_matmul(latent, self.wq_b, torch.bfloat16).view(-1, self.heads, self.dim)
-        queries = index_queries(q, turn, logits, store.keys.layout)
-        width = places.keys.shape[1]
-        scores = index_logits(*queries, store.keys.pages, places.table, places.slots, places.visible, width)
+    def project(self, latent: QTensor) -> Tensor:
+        """The heads [T, H, D] of the tokens' latents [T, lora]."""
+        return scaled_matmul(latent, self.wq_b, torch.bfloat16).view(-1, self.heads, self.dim)
+
+    def select(self, queries: IndexQueries, places: Places, keys: Paged[KeyLayout]) -> Tensor:
+        """Entries for each token, ascending, -1 at the end: [T, k]."""
+        scores = index_logits(*queries, keys.pages, places.table, places.slots, places.visible, places.width)
         return select_rows(scores, places.visible, self.k)
 
 
@@ -97,49 +103,79 @@ class StoredAttention:
     def __call__(self, x: Tensor, rows: QTensor, batch: Batch, store: StoredLayer) -> Tensor:
         """x: [T, d], normalised, and `rows`, the same as FP8_ROW; writes this step into `store`, returns [T, d]."""
         turn, places = batch.turn(self.ratio), batch.places(store)
+        places.prepare()
         far = places.positions.new_empty(len(x), 0)
+        cache, index, ahead = (Beside(x.device, n) for n in range(3))
+        parts: Sequence[Tensor] = ()
         if self.dense is None:
             wide = scaled_matmul(rows, self.input, x.dtype)
         else:
             dense, wide = shared_input(x, rows, self.dense, self.input)
-        latent = rms_norm_quant(wide[:, : self.lora], self.q_norm.weight, self.eps, FP8_ROW)[1]
-        q = scaled_matmul(latent, self.wq_b, x.dtype).view(len(x), self.heads, -1)
-        q = q_norm_rope(q, self.eps, turn)
-        write_kv(wide[:, self.lora :], self.kv_norm.weight, self.eps, turn, store.near.pages, places.write)
-        if self.compressor is not None:
             parts = dense.split(self.widths, 1)
-            self.remember(parts, batch, places, store)
-            far = self.entries(parts, latent, turn, places, store)
+        with cache.run():
+            if self.indexer is not None and store.keys is not None:
+                given = self._given(parts[1], self.indexer.compressor, store.key_tail, batch, places, store)
+                compress_keys(*given, store.keys.pages, store.keys.layout)
+                cache.mark()
+        latent = rms_norm_quant(wide[:, : self.lora], self.q_norm.weight, self.eps, FP8_ROW)[1]
+        heads = None
+        if self.indexer is not None and places.longest // self.ratio > self.indexer.k:
+            heads = self.indexer.project(latent)  # in front of wq_b: what follows from it takes as long
+        if self.compressor is not None:
+            with index.run():
+                far = self._entries(heads, parts, turn, places, store, cache)
+        with cache.run(again=True):
+            if self.compressor is not None:
+                given = self._given(parts[0], self.compressor, store.tail, batch, places, store)
+                compress_kv(*given, store.far.pages)
+            write_kv(wide[:, self.lora :], self.kv_norm.weight, self.eps, turn, store.near.pages, places.write)
+        q = scaled_matmul(latent, self.wq_b, x.dtype).view(len(x), self.heads, -1)
+        with ahead.run():
+            soon(len(x), self.wo_a.data)
+        q = q_norm_rope(q, self.eps, turn)
+        cache.join()
+        index.join()
         values = attend(q, store.near.pages, places.window, store.far.pages, far, self.sink, turn)
         grouped = grouped_linear(values.view(len(x), self.groups, -1), self.wo_a)
-        return linear(grouped, self.wo_b, FP8)
+        y = linear(grouped, self.wo_b, FP8)
+        ahead.join()
+        return y
 
-    def remember(self, parts: Sequence[Tensor], batch: Batch, places: Places, store: StoredLayer) -> None:
-        """Keep what the tokens add to their blocks, and store the entries of those that end here."""
-        assert self.compressor is not None
-        tokens = StepTokens(places.slots, places.positions, places.own_key)
-        turn, length = batch.block_turn(self.ratio), store.layout.tail
+    def _given(
+        self, projected: Tensor, weights: Compressor, terms: Tensor, batch: Batch, places: Places, store: StoredLayer
+    ) -> _Compressed:
+        """What keeps the tokens' terms and stores the entries of blocks that end here."""
+        tokens, ring = StepTokens(places.slots, places.positions, places.own_key), Ring(terms, store.layout.tail)
+        turn = batch.block_turn(self.ratio)
+        return projected, weights.ape, weights.norm, self.eps, turn, tokens, ring, batch.most
 
-        def given(projected: Tensor, weights: Compressor, terms: Tensor) -> _Compressed:
-            return projected, weights.ape, weights.norm, self.eps, turn, tokens, Ring(terms, length), batch.most
-
-        compress_kv(*given(parts[0], self.compressor, store.tail), store.far.pages)
-        if self.indexer is not None and store.keys is not None:
-            keys = given(parts[1], self.indexer.compressor, store.key_tail)
-            compress_keys(*keys, store.keys.pages, store.keys.layout)
-
-    def entries(
-        self, parts: Sequence[Tensor], latent: QTensor, turn: Rotation, places: Places, store: StoredLayer
+    def _entries(
+        self,
+        heads: Tensor | None,
+        parts: Sequence[Tensor],
+        turn: Rotation,
+        places: Places,
+        store: StoredLayer,
+        keys: Beside,
     ) -> Tensor:
-        """Far rows that each token attends to: [T, n], -1 for none. Where all are selected, no score is computed."""
-        if self.indexer is None:
+        """Far rows that each token attends to: [T, n], -1 for none. heads: of the indexer, None where all are selected."""
+        if self.indexer is None or store.keys is None:
             return places.every_key
-        if places.longest // self.ratio <= self.indexer.k:
+        if heads is None:
             tap("selected", self.layer, places.every)
             return places.every_key
-        chosen = self.indexer.select(parts[2], latent, turn, places, store)
+        queries = index_queries(heads, turn, parts[2], store.keys.layout)
+        keys.join()
+        chosen = self.indexer.select(queries, places, store.keys)
         tap("selected", self.layer, chosen)
-        return places.key_rows(chosen)
+        return entry_rows(chosen, places.table, places.slots, places.layout.entries)
+
+
+def soon(tokens: int, *weights: Tensor) -> None:
+    """Bring weights into the cache meanwhile, where a step has so few tokens that it waits for little else."""
+    if tokens <= _FEW:
+        for weight in weights:
+            prefetch(weight)
 
 
 class StoredMoE:
@@ -166,17 +202,25 @@ class StoredBlock:
         self.attn = StoredAttention(scope.sub("attn"), config, ratio, layer)
         self.ffn = StoredMoE(scope.sub("ffn"), config, layer, hashed)
 
-    def __call__(self, streams: Tensor, batch: Batch, store: AnyLayer) -> Tensor:
-        """streams: [T, M, d]; returns the same."""
+    def __call__(self, streams: Tensor | Behind, batch: Batch, store: AnyLayer) -> Behind:
+        """streams: [T, M, d], or what the layer before left."""
         assert isinstance(store, StoredLayer)
-        mixed, x, rows = mhc_pre_norm_quant(streams, *_site(self.hc_attn, self.attn_norm))
+        site = _site(self.hc_attn, self.attn_norm)
+        if isinstance(streams, Tensor):
+            mixed, x, rows = mhc_pre_norm_quant(streams, *site)
+        else:
+            written, mixed, x, rows = mhc_post_pre_norm_quant(streams.y, streams.mixed, *site)
+            tap("streams", streams.layer, written)
         tap("attn comb", self.layer, mixed.comb)
         y = self.attn(x, rows, batch, store)
+        ahead = Beside(x.device, 2)
+        with ahead.run():
+            soon(len(x), self.ffn.experts.shared.up.tiles, self.ffn.experts.shared.down.tiles)
         _, mixed, x, rows = mhc_post_pre_norm_quant(y, mixed, *_site(self.hc_ffn, self.ffn_norm))
         tap("ffn comb", self.layer, mixed.comb)
-        streams = mhc_post(self.ffn(x, rows, batch), mixed)
-        tap("streams", self.layer, streams)
-        return streams
+        y = self.ffn(x, rows, batch)
+        ahead.join()
+        return Behind(y, mixed, self.layer)
 
 
 def _site(site: HyperConnection, norm: Norm) -> tuple[Mixer, int, float, float, Tensor, Format]:

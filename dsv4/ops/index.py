@@ -58,3 +58,13 @@ def select_rows(scores: Tensor, visible: Tensor, k: int) -> Tensor:
     absent = chosen >= visible.unsqueeze(1)
     chosen = chosen.masked_fill(absent, scores.shape[1]).sort(1).values
     return chosen.masked_fill(chosen == scores.shape[1], -1)
+
+
+@op
+def entry_rows(entries: Tensor, table: Tensor, slots: Tensor, page: int) -> Tensor:
+    """Rows in which entries of sequences lie, all int64: [T, n] -> [T, n]. -1 stays.
+
+    table: [S, P] pages of each sequence, `page` entries each; slots: [T] whose sequence a token is of.
+    """
+    pages = table[slots.unsqueeze(1), entries.clamp(min=0) // page]
+    return torch.where(entries < 0, -1, pages * page + entries % page)

@@ -1,4 +1,4 @@
-"""The indexer: which candidates are picked."""
+"""The indexer: which candidates are picked, and where they lie."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dsv4.check.cases.inputs import INF, NAN, normal, padded
 from dsv4.check.contract import Arguments, Case
-from dsv4.ops.index import select_rows
+from dsv4.ops.index import entry_rows, select_rows
 
 PICKED: Final = {"flash": 512, "pro": 1024}
 TIMED: Final = (8192, 65_536, 262_144)  # candidates: a context of four times as many tokens
@@ -21,6 +21,40 @@ LEAST: Final = float.fromhex("0x1p-149")
 
 def cases() -> Iterator[Case]:
     yield from _select()
+    yield from _rows()
+
+
+def _rows() -> Iterator[Case]:
+    case = partial(Case, op=entry_rows, tokens=(0, 2), oracle=where)
+    for tokens, count, page in ((1, 1, 1), (3, 512, 32), (2, 65, 3), (5, 40, 128), (0, 9, 32), (2, 0, 32)):
+        yield case(name=f"{tokens} x {count}, pages of {page}", make=partial(_places, tokens, count, page))
+    for tokens in (1, 64):
+        make = partial(_places, tokens, 512, 32)
+        yield case(name=f"flash csa {tokens}", make=make, size="big", bench="flash csa", moved=_moved_rows)
+
+
+def _places(tokens: int, count: int, page: int) -> Arguments:
+    """Every third entry is absent, and pages lie in no order."""
+    wide = 7
+    table = torch.arange((tokens + 1) * wide).mul(31).remainder(97).view(tokens + 1, wide)
+    entries = torch.arange(tokens * count).mul(17).remainder(wide * page).view(tokens, count)
+    entries[:, ::3] = -1
+    return entries, table, torch.arange(tokens).mul(2).remainder(tokens + 1), page
+
+
+def where(given: Arguments, found: Any) -> Tensor:
+    """One after another."""
+    entries, table, slots, page = given
+    pages, of = table.tolist(), slots.tolist()
+    rows = [
+        [-1 if e < 0 else pages[s][e // page] * page + e % page for e in row]
+        for s, row in zip(of, entries.tolist(), strict=True)
+    ]
+    return torch.tensor(rows, dtype=torch.int64, device=entries.device).view(entries.shape)
+
+
+def _moved_rows(given: Arguments, found: Any) -> int:
+    return int(2 * found.nbytes)
 
 
 def best(given: Arguments, found: Any) -> Tensor:

@@ -161,7 +161,11 @@ __device__ __forceinline__ void work(const bf16* q, int chunks, Memory& memory, 
     if (!last) tile.lay(held, memory.state[slot][group], wide);
   }
   Tile::await_reading(memory, turn, wide);
-  meet<WORKERS>(OF_WORKERS);  // the place of the last strands is that of the rows
+  // The place of the last strands is that of the rows, of both streams. (Who meets them knows what they have waited for:
+  // racecheck does not.)
+  const int end = GROUPS * rounds - 1;
+  memory.full[end % sizes.rings.stages].barrier.wait(end / sizes.rings.stages % 2);
+  meet<WORKERS>(OF_WORKERS);
   const int slot = sizes.slots - 1;
   tile.lay(memory.of(slot, sizes.slots, group, sizes.rings, wide), memory.state[folds ? 0 : slot][group], wide);
 }

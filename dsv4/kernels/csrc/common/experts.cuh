@@ -181,16 +181,19 @@ __device__ __forceinline__ void run(const Work& m, const Ring<F, K, RESIDENT>& r
         }
       });
     }
-    if (!RESIDENT && warp == F::WARPS + 1 && threadIdx.x % 32 == 0)
+    if (!RESIDENT && warp == F::WARPS + 1 && threadIdx.x % 32 == 0) {
+      pdl_wait();
       fill<LISTED>(m, ring.full, ring.empty, [&](const Cursor<LISTED>& at, int stage) {
         const i64 from = static_cast<i64>(at.task.group) * m.blocks + at.block;
         ring.full[stage].arrive_expecting(F::TOKEN_BYTES + 4 * F::NT);
         copy_run(ring.tokens + stage * F::TOKEN_BYTES, m.x + from * F::TOKEN_BYTES, F::TOKEN_BYTES, ring.full[stage]);
         copy_run(ring.scales + stage * F::NT, m.x_scale + from * F::NT, 4 * F::NT, ring.full[stage]);
       });
+    }
     return;
   }
   if constexpr (F::MANY) F::Share::take();
+  pdl_wait();
   const Lane lane;
   Task task;
   Turn turn;
@@ -265,6 +268,8 @@ __device__ __forceinline__ void begin(const Ring<F, K, RESIDENT>& ring, const Wo
     EXPERTS_MEMORY(K);                                                                                                \
     __shared__ uint4 tops[FEW][4], staged[FEW * ROW_BYTES / 16];                                                      \
     using F = Form<FEW, UP>;                                                                                          \
+    pdl_wait();                                                                                                       \
+    pdl_trigger();                                                                                                    \
     EXPERTS_FEW_WORK(nullptr, nullptr, F::PIECES);                                                                    \
     const Ring<F, K, true> ring(memory, full, empty, table, m);                                                       \
     Swiglu<F> end{limit, list.weight[0], hidden, scale, tops, staged};                                                \
@@ -279,6 +284,7 @@ __device__ __forceinline__ void begin(const Ring<F, K, RESIDENT>& ring, const Wo
     EXPERTS_MEMORY(K);                                                                                                \
     __shared__ int last;                                                                                              \
     using F = Form<FEW, DOWN>;                                                                                        \
+    pdl_trigger();                                                                                                    \
     EXPERTS_FEW_WORK(x, x_scale, 1);                                                                                  \
     const Ring<F, K, false> ring(memory, full, empty, table, m);                                                      \
     Summed<F> end{{list.pair[0], y, static_cast<i64>(heights) * 64 * DOWN}, list, tokens, k + 1, arrived, out, &last}; \

@@ -1,0 +1,206 @@
+"""A decode step of layers of full width on a GPU: time against context and sequences, beside that of its bytes.
+
+Weights are random ones in the official formats, drawn on the GPU (`checkpoint.synth`), so what is measured is speed and
+memory and nothing else. A model of one kind of layer is timed with two numbers of them: what one more costs is a layer,
+and what remains is the rest of a step, head and embedding. Steps are those of the engine (`engine/graphs.py`): one CUDA
+graph, with all that depends on positions inside. No block of a compressor ends in the step, as in three of four (of a
+ratio of 4) or 127 of 128.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from statistics import mean
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from dsv4 import kernels
+from dsv4.bench.clock import Timing, in_stream
+from dsv4.cache.paged import Paged
+from dsv4.cache.store import Store
+from dsv4.cache.stored import StoredLayer
+from dsv4.checkpoint.names import parameters
+from dsv4.checkpoint.specs import Param
+from dsv4.checkpoint.synth import RandomWeights
+from dsv4.config import EngineOptions, ModelConfig
+from dsv4.engine.graphs import Graphs, Shape
+from dsv4.errors import ConfigError
+from dsv4.model.batch import Segment
+from dsv4.model.model import Model
+from dsv4.ops.op import use
+from dsv4.taps import listening
+
+LAYERS: Final = {"CSA": 4, "HCA": 128}  # tokens of an entry
+_IN_A_ROW: Final = 8  # steps of a sample: the host is ahead of the GPU, as in an engine
+_DRAWN: Final = 1 << 14  # rows of a cache drawn at once; further ones are the same again
+
+
+class Point(NamedTuple):
+    """So many sequences, a token of each, behind so many tokens of context."""
+
+    sequences: int
+    context: int
+
+
+class Step(NamedTuple):
+    """A step of some layers of one kind: what it takes, how many launches it is, and the bytes that it must read."""
+
+    kind: str
+    layers: int
+    point: Point
+    timing: Timing
+    launches: int
+    nbytes: int
+    head: int  # of them, those that belong to no layer
+
+
+class Layer(NamedTuple):
+    """Of one layer, and of what a step has beside its layers. Seconds, and bytes that must be read."""
+
+    kind: str
+    point: Point
+    seconds: float
+    rest: float
+    nbytes: int
+    rest_bytes: int
+    launches: float
+
+
+def steps(
+    config: ModelConfig, kind: str, counts: Sequence[int], points: Sequence[Point], samples: int
+) -> Iterator[Step]:
+    """Times of models of layers of one kind, of each of the counts."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    most = max(counts)
+    ratios = (LAYERS[kind],) * most
+    own = replace(
+        config,
+        num_hidden_layers=most,
+        compress_ratios=ratios,
+        num_hash_layers=0,
+        num_nextn_predict_layers=0,
+        dspark=None,
+    )
+    kernels.install()
+    options = EngineOptions(
+        device=str(device), stored=True, kernels="auto", prefill_chunk=1, reuse_points=0, draft_slack=0
+    )
+    with use(options.choices):
+        model = Model(own, RandomWeights(own, 0, device), options)
+        blocks = model.blocks
+        for point in points:
+            sized = replace(options, max_context=point.context, max_sequences=point.sequences)
+            for count in counts:
+                model.blocks = blocks[:count]
+                yield _step(model, own, kind, point, sized, samples)
+
+
+def _step(model: Model, config: ModelConfig, kind: str, point: Point, options: EngineOptions, samples: int) -> Step:
+    count = len(model.blocks)
+    store = Store(replace(config, num_hidden_layers=count, compress_ratios=config.compress_ratios[:count]), options)
+    for layer in store.layers:
+        assert isinstance(layer, StoredLayer)
+        _fill(layer)
+    segments = [Segment(slot, point.context - 2, [slot + 1]) for slot in range(point.sequences)]
+    graphs = Graphs(model, store)
+    shape = graphs.shape(segments)
+    assert shape is not None
+    touched: list[int] = []
+    with listening(lambda name, _, x: touched.append(len(x.unique())) if name == "experts" else None):
+        graphs.run(segments, shape)
+    graphs.run(segments, shape)
+    timing = in_stream([partial(graphs.run, segments, shape)] * _IN_A_ROW, samples)
+    launches = _launches(graphs, segments, shape)
+    layers = count * layer_bytes(config, mean(touched), point)
+    head = sum(_nbytes(param) for param in parameters(config) if param.name.startswith(("head.", "hc_head", "norm.")))
+    del graphs, store
+    gc.collect()
+    torch.cuda.empty_cache()
+    return Step(kind, count, point, timing, launches, round(layers) + head, head)
+
+
+def _launches(graphs: Graphs, segments: Sequence[Segment], shape: Shape) -> int:
+    """Kernels of one replay."""
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        graphs.run(segments, shape)
+        torch.cuda.synchronize()
+    return sum(event.count for event in seen.key_averages() if event.self_device_time_total and "Mem" not in event.key)
+
+
+def _nbytes(param: Param) -> int:
+    return sum(spec.nbytes for spec in param.stored())
+
+
+def layer_bytes(config: ModelConfig, touched: float, point: Point) -> float:
+    """Bytes that the last layer must read: its weights (of the routed experts those touched), and the caches."""
+    name = f"layers.{config.num_hidden_layers - 1}."
+    own = [param for param in parameters(config) if param.name.startswith(name)]
+    routed = sum(_nbytes(param) for param in own if ".ffn.experts." in param.name)
+    weights = sum(map(_nbytes, own)) - routed * (1 - touched / config.n_routed_experts)
+    ratio = config.compress_ratios[config.num_hidden_layers - 1]
+    entries = point.context // ratio
+    indexed = ratio == LAYERS["CSA"]
+    picked = min(config.index_topk, entries) if indexed else entries
+    keys = entries * 68 if indexed and entries > config.index_topk else 0  # FP4 and scales
+    return weights + point.sequences * ((min(config.sliding_window, point.context) + picked) * 584 + keys)
+
+
+def _fill(layer: StoredLayer) -> None:
+    """Numbers of the size of real ones: scores of zeros would all be equal."""
+    for paged, width in (
+        (layer.near, layer.layout.width),
+        (layer.far, layer.layout.width),
+        (layer.keys, layer.layout.key_width),
+    ):
+        if paged is not None:
+            _draw(paged, width)
+    for tail in (layer.tail, layer.key_tail):
+        tail.normal_()
+
+
+def _draw(paged: Paged[Any], width: int) -> None:
+    device = paged.pages.device
+    total = len(paged.pages) * paged.layout.page_rows(paged.pages.shape[1])
+    values: Tensor = torch.cat(paged.layout.encode(torch.randn(min(total, _DRAWN), width, device=device).bfloat16()), 1)
+    for start in range(0, total, len(values)):
+        rows = torch.arange(start, min(total, start + len(values)), device=device)
+        paged[rows] = values[: len(rows)]
+
+
+def layers(found: Iterable[Step]) -> list[Layer]:
+    """What one layer more costs, at each point."""
+    by: dict[tuple[str, Point], list[Step]] = {}
+    for step in found:
+        by.setdefault((step.kind, step.point), []).append(step)
+    made = []
+    for (kind, point), pair in by.items():
+        few, many = sorted(pair, key=lambda step: step.layers)[:: len(pair) - 1]
+        more = many.layers - few.layers
+        each = (many.timing.seconds - few.timing.seconds) / more
+        rest = few.timing.seconds - few.layers * each
+        launches = (many.launches - few.launches) / more
+        made.append(Layer(kind, point, each, rest, (many.nbytes - few.nbytes) // more, few.head, launches))
+    return made
+
+
+def points(contexts: Sequence[int], sequences: Sequence[int], at: int) -> list[Point]:
+    """A token behind each of the contexts, and as many sequences as these behind `at` tokens."""
+    return sorted({Point(1, context) for context in contexts} | {Point(count, at) for count in sequences})
+
+
+def check_fits(config: ModelConfig, counts: Sequence[int]) -> None:
+    """ConfigError where the weights are more than the GPU has."""
+    if not torch.cuda.is_available():
+        raise ConfigError("dsv4 bench decode", got="no GPU that torch sees", wanted="an H100 or H200")
+    layer = max(config.num_hidden_layers - 1, 0)
+    each = sum(_nbytes(param) for param in parameters(config) if param.name.startswith(f"layers.{layer}."))
+    free = torch.cuda.mem_get_info()[0]
+    if each * (max(counts) + 2) > free:
+        got = f"{max(counts)} layers of {each / 1e9:.1f} GB"
+        raise ConfigError("--layers", got=got, wanted=f"room in {free / 1e9:.0f} GB", do="name fewer layers")
