@@ -7,7 +7,7 @@
 // Why a cluster, and no last block that counts the others: such a count has to outlive the call, two streams would share
 //         it, and fence, count and reading take about what the second launch takes (0.8 us a chained kernel).
 // Estimate behind the wait, in cycles: x 700, two slices a warp 300, sums 200, logits to their block 300, scores and six
-//         choices 2,000: 2.0 us, where two launches need 0.7 us more. Not measured yet.
+//         choices 1,600: 1.8 us, where two launches need 0.7 us more. Not measured yet.
 // Not for Pro: its 384 x 7168 are 344 KB a block, of which 200 find room before the wait. The others would take 1.3 us
 //         and more behind it.
 //
