@@ -38,7 +38,7 @@ _SIMT: Final = {
     "rms_norm": ("fused",),
     "rms_norm_quant": ("fused", "unfused"),
     "rope": ("fused",),
-    "route": ("fused",),
+    "route": ("fused", "cluster"),
     "select_rows": ("fused",),
     "swiglu": ("fused",),
     "swiglu_quant": ("fused",),

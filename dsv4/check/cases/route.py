@@ -30,9 +30,15 @@ def cases() -> Iterator[Case]:
         yield case(name=name, make=partial(_scored, *given))
         yield case(name=f"{name}, given", make=partial(_hashed, *given), tokens=(0, 3))
         yield case(name=f"{name}, no bias", make=partial(_scored, *given, biased=False))
-    yield case(name="odd scores", make=_odd)
+    yield case(name="odd scores", make=partial(_odd, 300, FP32))
+    for tokens, experts, columns, k in ((1, 256, 264, 6), (2, 40, 72, 2), (8, 250, 1032, 6), (5, 8, 16, 8)):
+        given = (tokens, experts, columns, k, BF16)
+        name = f"{k} of {experts}, {tokens} tokens of BF16"
+        yield case(name=name, make=partial(_scored, *given), size="big")
+        yield case(name=f"{name}, given", make=partial(_hashed, *given), size="big", tokens=(0, 3))
+    yield case(name="odd scores of BF16", make=partial(_odd, 250, BF16), size="big")
     for label, (experts, columns, scale) in EXPERTS.items():
-        for tokens in (1, 16, MANY):
+        for tokens in (1, 4, 8, 16, MANY):
             make = partial(_scored, tokens, experts, columns, 6, BF16, scale)
             yield case(name=f"{label} {tokens}", make=make, size="big", bench=label)
         make = partial(_hashed, 3, experts, columns, 6, BF16, scale)
@@ -68,9 +74,9 @@ def _hashed(tokens: int, experts: int, columns: int, k: int, dtype: torch.dtype,
     return *_operands(tokens, experts, columns, dtype), None, chosen, k, scale
 
 
-def _odd() -> Arguments:
+def _odd(experts: int, dtype: torch.dtype) -> Arguments:
     """All scores equal; NaN alone; one NaN and one infinity; logits above 20, and far below; an ordinary token."""
-    x, gate, bias, _, k, scale = _scored(6, 300, 8, 6, FP32)
+    x, gate, bias, _, k, scale = _scored(6, experts, 8, 6, dtype)
     x[:, :2] = 0
     gate[:, 0], gate[:, 1] = 0, 0
     gate[7, 0], gate[9, 1], gate[40, 1] = NAN, INF, -INF

@@ -17,13 +17,10 @@ __device__ __forceinline__ u64 best_key(float x, u32 index) {
 
 __device__ __forceinline__ u32 key_index(u64 key) { return ~static_cast<u32>(key); }
 
+// By its upper half, and by the lower one among those of the same: one instruction each.
 __device__ __forceinline__ u64 warp_best(u64 key) {
-#pragma unroll
-  for (int other = 16; other; other >>= 1) {
-    const u64 found = __shfl_xor_sync(ALL_LANES, key, other);
-    key = found > key ? found : key;
-  }
-  return key;
+  const u32 upper = static_cast<u32>(key >> 32), top = group_max<32>(upper);
+  return static_cast<u64>(top) << 32 | group_max<32>(upper == top ? static_cast<u32>(key) : 0);
 }
 
 // `take(i, key)` for the i-th best of all keys of the warp, i = 0 .. k - 1, in every lane; the keys are used up.
