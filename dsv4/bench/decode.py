@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from dsv4 import kernels
-from dsv4.bench.clock import Timing, in_stream
+from dsv4.bench import ops
+from dsv4.bench.clock import Timing, copy_bandwidth, in_stream
 from dsv4.cache.paged import Paged
 from dsv4.cache.store import Store
 from dsv4.cache.stored import StoredLayer
@@ -187,6 +188,23 @@ def layers(found: Iterable[Step]) -> list[Layer]:
         launches = (many.launches - few.launches) / more
         made.append(Layer(kind, point, each, rest, (many.nbytes - few.nbytes) // more, few.head, launches))
     return made
+
+
+def line(of: Layer, copied: float) -> dict[str, Any]:
+    """A line of a file of results. copied: bytes a second, as `circumstances` has found."""
+    return {
+        "what": "decode layer", "kind": of.kind, "sequences": of.point.sequences, "context": of.point.context,
+        "layer_us": round(1e6 * of.seconds, 2), "rest_us": round(1e6 * of.rest, 1), "launches": of.launches,
+        "bytes": of.nbytes, "rest_bytes": of.rest_bytes, "floor_us": round(1e6 * of.nbytes / copied, 2),
+        "copy_gb_s": round(copied / 1e9, 1),
+    }  # fmt: skip
+
+
+def circumstances(found: Sequence[Step]) -> tuple[dict[str, Any], float]:
+    """Where and with which numbers of layers it was measured, and the bytes a second of a copy there."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    counts = sorted({step.layers for step in found})
+    return {**ops.circumstances(device), "layers": counts, "weights": "random"}, copy_bandwidth(device)
 
 
 def points(contexts: Sequence[int], sequences: Sequence[int], at: int) -> list[Point]:

@@ -1,4 +1,4 @@
-"""`dsv4 bench`: how fast ops are, and how far from what the memory allows; how long users of a server wait."""
+"""`dsv4 bench`: how fast ops and layers are, how far from what the memory allows; how long users of a server wait."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from dsv4.cli.bench_decode import decode
 from dsv4.cli.bench_serve import serve
 from dsv4.cli.target import writable
 from dsv4.errors import RequestError
@@ -17,13 +18,14 @@ from dsv4.errors import RequestError
 if TYPE_CHECKING:
     from dsv4.bench.ops import Measured
 
-app = typer.Typer(no_args_is_help=True, help="Measure speed: of ops on this machine, of a server.")
+app = typer.Typer(no_args_is_help=True, help="Measure speed: of ops and layers on this machine, of a server.")
 app.command()(serve)
+app.command()(decode)
 
 
 @app.callback()
 def bench() -> None:
-    """Measure speed: of ops on this machine, of a server."""
+    """Measure speed: of ops and layers on this machine, of a server."""
 
 
 @app.command()

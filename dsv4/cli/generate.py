@@ -19,6 +19,7 @@ from dsv4.cli.options import (
     Dtype,
     Effort,
     Force,
+    Graphs,
     Kernels,
     MinP,
     ModelPath,
@@ -63,6 +64,7 @@ def generate(
     device: Device = "cpu",
     kernels: Kernels = "reference",
     stored: Stored = False,
+    graphs: Graphs = True,
     force: Force = None,
     draft: Draft = None,
     max_context: Annotated[int, typer.Option(help="positions per sequence")] = 4096,
@@ -76,6 +78,7 @@ def generate(
         draft_tokens=draft,
         kernels=choices(kernels, force),
         stored=stored,
+        graphs=graphs,
     )
     asked: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     asked = {name: value for name, value in asked.items() if value is not None}

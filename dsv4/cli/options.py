@@ -34,6 +34,9 @@ Kernels = Annotated[
 Stored = Annotated[
     bool, typer.Option("--stored", help="activations, caches and experts in bytes, which kernels take; else simulated")
 ]
+Graphs = Annotated[
+    bool, typer.Option("--graphs/--no-graphs", help="replay decode steps as CUDA graphs, where all ops are kernels")
+]
 Force = Annotated[list[str] | None, typer.Option(help="OP=CHOICE for one op; repeatable")]
 Draft = Annotated[int | None, typer.Option(help="tokens to guess each step with the draft; 0: none")]
 KeyFile = Annotated[Path | None, typer.Option(help="a file with the server's key")]

@@ -14,7 +14,7 @@ from rich.console import Console
 from dsv4 import settings
 from dsv4.checkpoint.hub import find_model
 from dsv4.cli import config_file
-from dsv4.cli.options import Device, Dialect, Draft, Dtype, Force, Kernels, ModelName, Numerics, Stored, choices
+from dsv4.cli.options import Device, Dialect, Draft, Dtype, Force, Graphs, Kernels, ModelName, Numerics, Stored, choices
 from dsv4.cli.progress import byte_bar
 from dsv4.config import EngineOptions
 from dsv4.errors import ConfigError
@@ -70,6 +70,7 @@ def serve(
     device: Device = "cpu",
     kernels: Kernels = "reference",
     stored: Stored = False,
+    graphs: Graphs = True,
     force: Force = None,
     draft: Draft = None,
 ) -> None:
@@ -86,6 +87,7 @@ def serve(
         draft_tokens=draft,
         kernels=choices(kernels, force),
         stored=stored,
+        graphs=graphs,
     )
     key = _key(api_key, api_key_file)
     if print_config:

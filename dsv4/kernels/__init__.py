@@ -38,7 +38,7 @@ _SIMT: Final = {
     "rms_norm": ("fused",),
     "rms_norm_quant": ("fused", "unfused"),
     "rope": ("fused",),
-    "route": ("fused", "cluster"),
+    "route": ("cluster", "fused"),
     "select_rows": ("fused",),
     "swiglu": ("fused",),
     "swiglu_quant": ("fused",),

@@ -158,7 +158,10 @@ class StoredAttention:
         store: StoredLayer,
         keys: Beside,
     ) -> Tensor:
-        """Far rows that each token attends to: [T, n], -1 for none. heads: of the indexer, None where all are selected."""
+        """Far rows that each token attends to: [T, n], -1 for none.
+
+        heads: of the indexer. None: all entries are selected, and no score is computed.
+        """
         if self.indexer is None or store.keys is None:
             return places.every_key
         if heads is None:

@@ -75,8 +75,8 @@ __device__ __forceinline__ void matmul_many(const TensorMap& weight, const u8* s
         uint4 low[M], high[M];
 #pragma unroll
         for (int m = 0; m < M; m++) {
-          low[m] = W::eight(W::piece(w, 16 * m + g, t, h), j);
-          high[m] = W::eight(W::piece(w, 16 * m + g + 8, t, h), j);
+          const uint4 one = W::piece(w, 16 * m + g, t, h), other = W::piece(w, 16 * m + g + 8, t, h);
+          low[m] = W::eight(one, j, W::broken(one, one)), high[m] = W::eight(other, j, W::broken(other, other));
         }
 #pragma unroll
         for (int n = 0; n < N; n++) {

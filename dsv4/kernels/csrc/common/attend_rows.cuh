@@ -44,25 +44,19 @@ struct Lists {
 __device__ __forceinline__ void widened(const uint4& codes, u32 scale, uint4& low, uint4& high) {
   const u32 by = ((scale + 120) << 7) * 0x00010001u;
   const u32 words[4] = {codes.x, codes.y, codes.z, codes.w};
-  u32 found[8];
+  uint2 found[4];
 #pragma unroll
-  for (int i = 0; i < 4; i++) {  // the bytes of BF16 numbers that are 2^-120 times what the codes are
-    const u32 upper = (words[i] & 0x80808080u) | (words[i] >> 4 & 0x07070707u), lower = words[i] << 4 & 0xF0F0F0F0u;
-    found[2 * i] = product_pair(__byte_perm(lower, upper, 0x5140), by);
-    found[2 * i + 1] = product_pair(__byte_perm(lower, upper, 0x7362), by);
-  }
-  low = make_uint4(found[0], found[1], found[2], found[3]), high = make_uint4(found[4], found[5], found[6], found[7]);
+  for (int i = 0; i < 4; i++) found[i] = e4m3_pairs(words[i], by);
+  low = make_uint4(found[0].x, found[0].y, found[1].x, found[1].y);
+  high = make_uint4(found[2].x, found[2].y, found[3].x, found[3].y);
 }
 
-// Whether a code is NaN, or a scale such that 2^(scale - 127 + 120) is no BF16 number. Adding one to each byte changes the
-// upper bit of one that is NaN, and of no other unless a NaN below has carried.
+// Whether a code is NaN, or a scale such that 2^(scale - 127 + 120) is no BF16 number.
 struct Odd {
   u32 changed = 0, scale = 0;
 
   __device__ void see(const uint4& codes, u32 by) {
-    constexpr u32 ONE = 0x01010101u;
-    changed |= (codes.x + ONE) ^ codes.x, changed |= (codes.y + ONE) ^ codes.y;
-    changed |= (codes.z + ONE) ^ codes.z, changed |= (codes.w + ONE) ^ codes.w;
+    changed |= e4m3_changed(codes);
     scale = max(scale, by);
   }
   __device__ bool any() const { return (changed & 0x80808080u) || scale > 254 - 120; }

@@ -84,12 +84,25 @@ __device__ __forceinline__ void matmul_few(const TensorMap& weight, const u8* sc
         if (i >= here) break;
         const u8* const w = tile_boxes + i * BOX;
         const u8* const v = input + (first + i) * W::X_BOXES * apart;
+        uint4 low[2], high[2];
+        bool broken = false;
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-          const uint4 low = W::piece(w, g, t, h), high = W::piece(w, R > 8 ? g + 8 : g, t, h);
+          low[h] = W::piece(w, g, t, h), high[h] = W::piece(w, R > 8 ? g + 8 : g, t, h);
+          broken |= W::broken(low[h], high[h]);
+        }
+        const auto multiply = [&](bool broken) {
 #pragma unroll
-          for (int j = 0; j < W::X_BOXES; j++)
-            mma(d, W::eight(low, j), R > 8 ? W::eight(high, j) : make_uint4(0, 0, 0, 0), W::tokens(v, apart, token, t, h, j));
+          for (int h = 0; h < 2; h++)
+#pragma unroll
+            for (int j = 0; j < W::X_BOXES; j++)
+              mma(d, W::eight(low[h], j, broken), R > 8 ? W::eight(high[h], j, broken) : make_uint4(0, 0, 0, 0),
+                  W::tokens(v, apart, token, t, h, j));
+        };
+        if (__any_sync(ALL_LANES, broken)) {
+          multiply(true);
+        } else {
+          multiply(false);
         }
         if (i % W::CHAIN == W::CHAIN - 1 || i == here - 1) {
           const float times = by[i / W::CHAIN];

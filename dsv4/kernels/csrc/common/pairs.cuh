@@ -50,6 +50,20 @@ __device__ __forceinline__ u32 product_pair(u32 a, u32 b) {
 #endif
 }
 
+// Four bytes of E4M3 as BF16, times `by` and 2^-120, unless one is NaN: the bits of a size, moved, are those of BF16 for a
+// number 2^120 times as small.
+__device__ __forceinline__ uint2 e4m3_pairs(u32 four, u32 by) {
+  const u32 upper = (four & 0x80808080u) | (four >> 4 & 0x07070707u), lower = four << 4 & 0xF0F0F0F0u;
+  return make_uint2(product_pair(__byte_perm(lower, upper, 0x5140), by), product_pair(__byte_perm(lower, upper, 0x7362), by));
+}
+
+// Whose upper bits are set: bytes of E4M3 that are NaN, and perhaps others if there is one. Adding one to each byte changes
+// the upper bit of one that is NaN, and of no other unless a NaN below has carried.
+__device__ __forceinline__ u32 e4m3_changed(const uint4& codes) {
+  constexpr u32 ONE = 0x01010101u;
+  return ((codes.x + ONE) ^ codes.x) | ((codes.y + ONE) ^ codes.y) | ((codes.z + ONE) ^ codes.z) | ((codes.w + ONE) ^ codes.w);
+}
+
 // Two sums over the warp, each in the order of `warp_sum`: the first in the lower lanes, the second in the upper ones. So
 // the exchanges of one do for both.
 __device__ __forceinline__ float both_sums(const float (&of)[2], int lane) {
