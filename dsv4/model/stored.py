@@ -30,9 +30,10 @@ from dsv4.ops.index_logits import index_logits
 from dsv4.ops.index_queries import index_queries
 from dsv4.ops.kv import write_kv
 from dsv4.ops.linear import grouped_linear, linear, scaled_matmul, shared_input
+from dsv4.ops.linear_heads import scaled_matmul_q_norm_rope
 from dsv4.ops.mhc import Mixer, mhc_post, mhc_post_pre_norm_quant, mhc_pre_norm_quant
 from dsv4.ops.norm import rms_norm_quant
-from dsv4.ops.rope import Rotation, q_norm_rope
+from dsv4.ops.rope import Rotation
 from dsv4.quant.formats import FP8_BLOCK, FP8_ROW, Format
 from dsv4.quant.rounding import FP8, Numerics
 from dsv4.quant.tensor import QTensor
@@ -103,8 +104,7 @@ class StoredAttention:
         else:
             dense, wide = shared_input(x, rows, self.dense, self.input)
         latent = rms_norm_quant(wide[:, : self.lora], self.q_norm.weight, self.eps, FP8_ROW)[1]
-        q = scaled_matmul(latent, self.wq_b, x.dtype).view(len(x), self.heads, -1)
-        q = q_norm_rope(q, self.eps, turn)
+        q = scaled_matmul_q_norm_rope(latent, self.wq_b, self.heads, self.eps, turn, x.dtype)
         write_kv(wide[:, self.lora :], self.kv_norm.weight, self.eps, turn, store.near.pages, places.write)
         if self.compressor is not None:
             parts = dense.split(self.widths, 1)
