@@ -46,10 +46,11 @@ _SIMT: Final = {
     "write_kv": ("fused",),
 }
 _HOPPER: Final = ("attend", "grouped_scaled_matmul", "linear", "scaled_matmul", "shared_input", "stored_moe")
+_FUSING_HOPPER: Final = ("attend_quant", "scaled_matmul_q_norm_rope")
 # The only place where the choice stands: architecture -> op -> implementations, the best first. "unfused" is the op's
 # own body over the kernels of the smaller ops, and stands where these leave nothing to plain PyTorch.
 PREFER: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = dict.fromkeys(ARCHITECTURES, _SIMT) | {
-    "sm_90a": _SIMT | dict.fromkeys(_HOPPER, ("fused",)) | {"attend_quant": ("fused", "unfused")},
+    "sm_90a": _SIMT | dict.fromkeys(_HOPPER, ("fused",)) | dict.fromkeys(_FUSING_HOPPER, ("fused", "unfused")),
 }
 # Libraries beside our kernels, which are judged and timed with them but run only where they are named: a row of theirs
 # has other bits in other company.
@@ -76,6 +77,7 @@ def _register() -> None:
         index_queries,
         kv,
         linear,
+        linear_heads,
         linear_library,
         linear_mixed,
         linear_nvfp4,

@@ -20,16 +20,16 @@ from dsv4.quant.tensor import QTensor
 
 # As csrc/linear_fp8.cu has them.
 TILE_ROWS: Final = 64
-_COLUMNS: Final = 128
-_TILE_BYTES: Final = TILE_ROWS * _COLUMNS
-_THREADS: Final = 160
+COLUMNS: Final = 128
+TILE_BYTES: Final = TILE_ROWS * COLUMNS
+THREADS: Final = 160
 _INBOXES: Final = 4
-_TOKENS: Final = (8, 16, 32)  # the kernels' own numbers; more tokens are taken in several turns
+TOKENS: Final = (8, 16, 32)  # the kernels' own numbers; more tokens are taken in several turns
 FEW: Final = 32  # tokens up to which this kernel is the faster one: by bench/linear_wide.py
 _KERNELS: Final = {
     (dtype, t): Kernel("linear_fp8.cu", f"linear_fp8_{name}_{t}", "m p p p p i i i i i")
     for dtype, name in NAMES.items()
-    for t in _TOKENS
+    for t in TOKENS
 }
 MULTIPROCESSORS: Final = 132  # of an H100 and an H200; any number gives the same bits
 _SHARED: Final = 228 << 10  # bytes of a multiprocessor
@@ -54,7 +54,7 @@ class Form(NamedTuple):
 @lru_cache
 def form(rows: int, columns: int, groups: int = 1) -> Form:
     """Segments of about eight tiles, and as many clusters as find room: by bench/linear_forms.py."""
-    tiles, blocks = rows // TILE_ROWS // groups, columns // _COLUMNS
+    tiles, blocks = rows // TILE_ROWS // groups, columns // COLUMNS
     segments = 1
     while segments < _LARGEST and blocks // (2 * segments) >= 8:
         segments *= 2
@@ -69,14 +69,19 @@ def memory(form: Form, columns: int, tokens: int) -> tuple[int, int]:
     The next kernel's weights are on their way early if its blocks find room beside ours: two to a multiprocessor, three
     where we take more than one of each and a ring of some length remains.
     """
-    most = -(-(columns // _COLUMNS) // form.segments)
+    most = -(-(columns // COLUMNS) // form.segments)
     inboxes = -(-form.turns // form.segments) * form.segments if form.segments > 1 else 0
     floats = most * tokens + inboxes * TILE_ROWS * tokens + form.turns * most
-    fixed = most * tokens * _COLUMNS + 4 * floats
+    fixed = most * tokens * COLUMNS + 4 * floats
     crowded = form.segments > 1 and form.segments * form.clusters > MULTIPROCESSORS
-    rings = [(_SHARED // beside - _RESERVED - fixed) // _TILE_BYTES for beside in (3, 2)]
-    stages = max(_FEWEST, min(_STAGES, rings[0] if crowded and rings[0] >= _SHORT else rings[1]))
-    return stages, stages * _TILE_BYTES + fixed
+    stages = ring(fixed, beside=3) if crowded else 0
+    stages = stages if stages >= _SHORT else ring(fixed, beside=2)
+    return stages, stages * TILE_BYTES + fixed
+
+
+def ring(fixed: int, beside: int) -> int:
+    """Stages of a ring where blocks that have `fixed` bytes more lie `beside` each other on a multiprocessor."""
+    return max(_FEWEST, min(_STAGES, (_SHARED // beside - _RESERVED - fixed) // TILE_BYTES))
 
 
 def _refuse(x: QTensor, weight: QTensor, dtype: torch.dtype) -> str | None:
@@ -104,8 +109,8 @@ def _refuse_matrix(weight: QTensor, groups: int, dtype: torch.dtype) -> str | No
         return f"no kernel gives {str(dtype).removeprefix('torch.')}"
     rows, columns = weight.shape
     high = TILE_ROWS if groups == 1 else linear_wide.TILE  # no tile belongs to two groups
-    if rows % (high * groups) or columns % _COLUMNS or not rows * columns:
-        return f"{groups} matrices of {rows / groups:g} x {columns}: wanted multiples of {high} and {_COLUMNS}"
+    if rows % (high * groups) or columns % COLUMNS or not rows * columns:
+        return f"{groups} matrices of {rows / groups:g} x {columns}: wanted multiples of {high} and {COLUMNS}"
     chosen = form(rows, columns, groups)
     if chosen.segments > 1 and chosen.turns > _INBOXES:
         return f"a matrix of {rows} rows of {columns}"
@@ -142,13 +147,13 @@ def _grouped_scaled_matmul(x: QTensor, weight: QTensor, groups: int, dtype: torc
 def few(x: QTensor, weight: QTensor, y: Tensor, groups: int = 1) -> None:
     """y [T, rows] of x [T, groups * K] and weight [rows, K], up to 32 tokens at a time."""
     tokens, (rows, columns) = x.shape[0], weight.shape
-    tiles, chosen = tensor_map(weight.data, TILE_ROWS, _COLUMNS), form(rows, columns, groups)
-    for start in range(0, tokens, _TOKENS[-1]):
-        part = slice(start, start + _TOKENS[-1])
-        count = min(tokens - start, _TOKENS[-1])
-        wide = next(t for t in _TOKENS if t >= count)
+    tiles, chosen = tensor_map(weight.data, TILE_ROWS, COLUMNS), form(rows, columns, groups)
+    for start in range(0, tokens, TOKENS[-1]):
+        part = slice(start, start + TOKENS[-1])
+        count = min(tokens - start, TOKENS[-1])
+        wide = next(t for t in TOKENS if t >= count)
         given = (tiles, weight.scale, x.data[part], x.scale[part], y[part])
         stages, smem = memory(chosen, columns, wide)
-        sizes = (rows // TILE_ROWS, columns // _COLUMNS, count, groups, stages)
+        sizes = (rows // TILE_ROWS, columns // COLUMNS, count, groups, stages)
         grid = chosen.segments * chosen.clusters
-        _KERNELS[y.dtype, wide](grid, _THREADS, *given, *sizes, smem=smem, cluster=chosen.segments, pdl=True)
+        _KERNELS[y.dtype, wide](grid, THREADS, *given, *sizes, smem=smem, cluster=chosen.segments, pdl=True)

@@ -39,7 +39,8 @@ def _refuse_q(q: Tensor, eps: float, turn: Rotation) -> str | None:
 
 
 @q_norm_rope.impl("fused", accepts=_refuse_q)
-def _q_norm_rope(q: Tensor, eps: float, turn: Rotation) -> Tensor:
+def norm_heads(q: Tensor, eps: float, turn: Rotation) -> Tensor:
+    """`q_norm_rope`, for ops that end with it."""
     heads, y = Heads.of(q), torch.empty(q.shape, dtype=q.dtype, device=q.device)
     dims = need_turn(turn, q.shape[0], q.device)
     kernel = _Q[q.dtype, heads.chunks]

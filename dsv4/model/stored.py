@@ -33,10 +33,11 @@ from dsv4.ops.index_logits import index_logits
 from dsv4.ops.index_queries import IndexQueries, index_queries
 from dsv4.ops.kv import write_kv
 from dsv4.ops.linear import grouped_linear, linear, scaled_matmul, shared_input
+from dsv4.ops.linear_heads import scaled_matmul_q_norm_rope
 from dsv4.ops.mhc import Mixer, mhc_post_pre_norm_quant, mhc_pre_norm_quant
 from dsv4.ops.norm import rms_norm_quant
 from dsv4.ops.prefetch import prefetch
-from dsv4.ops.rope import Rotation, q_norm_rope
+from dsv4.ops.rope import Rotation
 from dsv4.quant.formats import FP8_BLOCK, FP8_ROW, Format
 from dsv4.quant.index_keys import KeyLayout
 from dsv4.quant.rounding import FP8, Numerics
@@ -129,10 +130,9 @@ class StoredAttention:
                 given = self._given(parts[0], self.compressor, store.tail, batch, places, store)
                 compress_kv(*given, store.far.pages)
             write_kv(wide[:, self.lora :], self.kv_norm.weight, self.eps, turn, store.near.pages, places.write)
-        q = scaled_matmul(latent, self.wq_b, x.dtype).view(len(x), self.heads, -1)
+        q = scaled_matmul_q_norm_rope(latent, self.wq_b, self.heads, self.eps, turn, x.dtype)
         with ahead.run():
             soon(len(x), self.wo_a.data)
-        q = q_norm_rope(q, self.eps, turn)
         cache.join()
         index.join()
         values = attend(q, store.near.pages, places.window, store.far.pages, far, self.sink, turn)

@@ -19,7 +19,10 @@ from tests.shim.build import CSRC, on_hopper
 from tests.shim.probes import PROBES
 
 # Ops whose kernels threads cannot play, and those that they can with the headers of tests/shim/hopper.
-TENSOR_CORES = ("grouped_linear", "grouped_scaled_matmul", "linear", "scaled_matmul", "shared_input", "stored_moe")
+TENSOR_CORES = (
+    "grouped_linear", "grouped_scaled_matmul", "linear", "scaled_matmul", "scaled_matmul_q_norm_rope", "shared_input",
+    "stored_moe",
+)  # fmt: skip
 PLAYED = ("attend", "attend_quant", "index_logits")
 
 

@@ -7,8 +7,16 @@ inline int cluster_size() { return static_cast<int>(simt::cluster_size()); }
 inline void meet_cluster() { simt::cluster_barrier(); }
 inline void leave_cluster() { simt::cluster_barrier(); }
 
-inline void begin_cluster() {}
-inline void await_cluster() { simt::cluster_barrier(); }
+// Once in a kernel: who has begun goes on, and waits for all the others only where it says so.
+inline unsigned& begun() {
+  static unsigned count, epoch;
+  if (epoch != simt::epoch()) count = 0, epoch = simt::epoch();
+  return count;
+}
+inline void begin_cluster() { begun()++; }
+inline void await_cluster() {
+  while (begun() < blockDim.x * simt::cluster_size()) simt::give_way();
+}
 
 template <class T>
 const T* in_block(const T* p, int rank) {
@@ -25,6 +33,10 @@ inline u64 in_peer(const void* p, int rank) {
 inline void send16(u64 to, const float4& v, u64 barrier) {
   if (to % 16) simt::fail("numbers sent to where they are not aligned");
   *reinterpret_cast<float4*>(to) = v, reinterpret_cast<Barrier*>(barrier)->came(16);
+}
+inline void send8(u64 to, const float2& v, u64 barrier) {
+  if (to % 8) simt::fail("numbers sent to where they are not aligned");
+  *reinterpret_cast<float2*>(to) = v, reinterpret_cast<Barrier*>(barrier)->came(8);
 }
 inline void send4(u64 to, u32 v, u64 barrier) {
   *reinterpret_cast<u32*>(to) = v, reinterpret_cast<Barrier*>(barrier)->came(4);

@@ -8,6 +8,7 @@ constexpr int ROW_BYTES = 128;
 
 // A step of 32 bytes is an addition of 2, which a multiple of 16 has room for.
 inline u64 operand_at(u64 tile) { return tile; }
+inline u64 operand(const void* tile) { return operand_at(shared_address(tile)); }
 inline u64 of_warp(u64 operand) { return operand; }
 inline u64 operand_beyond(u64 operand, int bytes) {
   return operand + bytes / ROW_BYTES * ROW_BYTES + bytes % ROW_BYTES / 16;
@@ -38,4 +39,22 @@ void wgmma(float (&d)[D], const u32 (&a)[4], u64 b, int add) {
     d[i] = static_cast<float>(sum);
   }
   meet<128>(2 + group);
+}
+
+// Number k of 32 of a row that lies in shared memory.
+inline float laid_e4m3(u64 operand, int row, int k) {
+  const int byte = 32 * static_cast<int>((operand & 15) / 2) + k;
+  const int place = row * ROW_BYTES + 16 * (byte / 16 ^ row % 8) + byte % 16;
+  return e4m3_float(reinterpret_cast<const u8*>(operand & ~15ull)[place]);
+}
+
+template <int D>
+void wgmma(float (&d)[D], u64 a, u64 b, int add) {
+  const int lane = threadIdx.x % 32, first = threadIdx.x % 128 / 32 * 16;
+  for (int i = 0; i < D; i++) {
+    const int row = first + lane / 4 + i / 2 % 2 * 8, n = i / 4 * 8 + lane % 4 * 2 + i % 2;
+    double sum = add ? d[i] : 0.0;
+    for (int k = 0; k < 32; k++) sum += static_cast<double>(laid_e4m3(a, row, k)) * laid_e4m3(b, n, k);
+    d[i] = static_cast<float>(sum);
+  }
 }

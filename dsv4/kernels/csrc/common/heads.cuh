@@ -48,19 +48,29 @@ struct HeadRow {
   }
 };
 
+// The sum of the squares of eight columns, each rounded to T.
+template <class T>
+__device__ __forceinline__ float rounded_squares(const float (&v)[8]) {
+  float part = 0;
+#pragma unroll
+  for (int j = 0; j < 8; j++) part += rounded<T>(v[j] * v[j]);
+  return part;
+}
+
+// What a vector of n numbers is multiplied by, of the sum of their squares: every step rounded to T.
+template <class T>
+__device__ __forceinline__ float unit_factor(float sum, int n, float eps) {
+  const float mean = rounded<T>(sum / static_cast<float>(n));
+  return rounded<T>(1.0f / sqrtf(rounded<T>(mean + eps)));
+}
+
 // Divide by the root of the mean square, rounded to T after every step as the reference does (`unit_rms`).
 template <class T, int V>
 __device__ __forceinline__ void unit_normalize(float (&v)[V][8], int n, float eps) {
   float sum = 0;
 #pragma unroll
-  for (int i = 0; i < V; i++) {
-    float part = 0;
-#pragma unroll
-    for (int j = 0; j < 8; j++) part += rounded<T>(v[i][j] * v[i][j]);
-    sum += warp_sum(part);
-  }
-  const float mean = rounded<T>(sum / static_cast<float>(n));
-  const float factor = rounded<T>(1.0f / sqrtf(rounded<T>(mean + eps)));
+  for (int i = 0; i < V; i++) sum += warp_sum(rounded_squares<T>(v[i]));
+  const float factor = unit_factor<T>(sum, n, eps);
 #pragma unroll
   for (int i = 0; i < V; i++)
 #pragma unroll

@@ -37,11 +37,16 @@ __device__ __forceinline__ u32 in_peer(const void* p, int rank) {
   return there;
 }
 
-// 16 bytes, or 4, to a place in another block; they count at a barrier there.
+// 16 bytes, 8 or 4, to a place in another block; they count at a barrier there.
 __device__ __forceinline__ void send16(u32 to, const float4& v, u32 barrier) {
   asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(to),
                "r"(__float_as_uint(v.x)), "r"(__float_as_uint(v.y)), "r"(__float_as_uint(v.z)), "r"(__float_as_uint(v.w)),
                "r"(barrier)
+               : "memory");
+}
+__device__ __forceinline__ void send8(u32 to, const float2& v, u32 barrier) {
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1, %2}, [%3];" ::"r"(to),
+               "r"(__float_as_uint(v.x)), "r"(__float_as_uint(v.y)), "r"(barrier)
                : "memory");
 }
 __device__ __forceinline__ void send4(u32 to, u32 v, u32 barrier) {

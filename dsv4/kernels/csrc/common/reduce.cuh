@@ -12,6 +12,14 @@ __device__ __forceinline__ float warp_sum(float v) {
   return v;
 }
 
+// The same of 32 numbers of which each of eight neighbours has four: of lanes l, l + 8, l + 16 and l + 24 of the butterfly.
+__device__ __forceinline__ float eight_sum(const float (&v)[4]) {
+  float sum = (v[0] + v[2]) + (v[1] + v[3]);
+#pragma unroll
+  for (int other = 4; other; other >>= 1) sum += __shfl_xor_sync(ALL_LANES, sum, other);
+  return sum;
+}
+
 // The largest of LANES neighbouring lanes, of magnitudes as bits: these order as the numbers do, and NaN comes last.
 template <int LANES>
 __device__ __forceinline__ u32 group_max(u32 v) {
