@@ -115,6 +115,7 @@ def _apart(families: Sequence[str], numbers: Sequence[int], device: str) -> list
 
 def unseen(cases: Sequence[Case], device: torch.device) -> dict[str, list[str]]:
     """Implementations that some architecture prefers and this device does not run: name -> ops."""
+    kernels.install()  # cases may have been judged in other processes
     here = {case.op.name: set(implementations(case.op, device)) for case in cases}
     left: dict[str, list[str]] = {}
     for name in sorted(here):
