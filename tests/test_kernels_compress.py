@@ -186,6 +186,7 @@ def test_one_launch_and_two_leave_the_same(kind: Kind, device: str, monkeypatch:
     assert few.same_ring(many)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "label",
     [

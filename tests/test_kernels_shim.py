@@ -102,6 +102,7 @@ def test_a_given_scale_of_any_size(dtype: torch.dtype, seed: int) -> None:
                 assert torch.equal(found.scale.view(torch.uint8), wanted.scale.view(torch.uint8)), (size, total)
 
 
+@pytest.mark.slow
 def test_every_kernel_runs_in_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of these files, in those above; what they come to is judged there."""
     names: set[str] = set()

@@ -292,6 +292,7 @@ def served(pico_dir: Path, order: int, **options: Any) -> Served:
     return Served(hashes, max(sizes), len(split), llm.engine.preempted, llm.engine.reused)
 
 
+@pytest.mark.slow
 def test_64_mixed_requests_in_another_order_give_the_same_bits(pico_dir: Path) -> None:
     """Other company, other chunks, other slots, other turns, less memory: every token and the hash of all logits."""
     one = served(pico_dir, 1, max_sequences=12, prefill_chunk=64, turn=3, cache_tokens=2048)
