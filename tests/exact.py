@@ -21,6 +21,8 @@ from dsv4.quant.tensor import QTensor
 
 OPTIONS = EngineOptions(max_context=512, max_sequences=4, prefill_chunk=512, draft_slack=8)
 PROMPT = 300  # more than two blocks of 128, and four times what the indexer of a small model selects
+# Of its beginning: every residue of a block of 128, and what lies about later borders of 64 and the end.
+LENGTHS = (*range(1, 137), *range(188, 197), *range(252, 261), *range(292, 300))
 
 
 def same(left: Tensor, right: Tensor) -> bool:

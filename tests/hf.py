@@ -12,19 +12,26 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DeepseekV4Config, DeepseekV4ForCausalLM, DynamicCache
-from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4RotaryEmbedding
-from transformers.utils import logging
-
-logging.disable_progress_bar()
-logging.set_verbosity_error()
 
 INF = float("inf")
+
+
+@cache
+def transformers() -> Any:
+    """The package, imported by the one worker that needs it: seconds."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    return transformers
+
+
 # Where the residual width stands in a weight of transformers' model: last dimension, or the one before.
 _READS = (
     "embed_tokens", "lm_head", "model.norm", "input_layernorm", "post_attention_layernorm", "q_a_proj", "kv_proj",
@@ -57,7 +64,10 @@ class Verdict:
 
 def rotations(config: dict[str, Any], label: str, positions: Tensor) -> tuple[Tensor, Tensor]:
     """Cosines and sines [T, R / 2] of positions [T] for "main" or "compress" layers."""
-    cos, sin = DeepseekV4RotaryEmbedding(DeepseekV4Config(**config))(torch.zeros(1), positions[None], layer_type=label)
+    made = transformers().DeepseekV4Config(**config)
+    from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4RotaryEmbedding
+
+    cos, sin = DeepseekV4RotaryEmbedding(made)(torch.zeros(1), positions[None], layer_type=label)
     return cos[0], sin[0]
 
 
@@ -76,7 +86,7 @@ class Judge:
     """transformers' model in FP32, read by its own loader from a checkpoint in the official layout."""
 
     def __init__(self, directory: Path) -> None:
-        loader: Any = DeepseekV4ForCausalLM
+        loader: Any = transformers().DeepseekV4ForCausalLM
         model, info = loader.from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
         faults = {name: found for name, found in info.items() if found}
         assert not faults, faults
@@ -100,7 +110,7 @@ class Judge:
         cuts = torch.tensor([0, *pieces]).cumsum(0).clamp(max=len(ids)).unique().tolist()
         spans = list(zip(cuts, [*cuts[1:], len(ids)], strict=True))
         whole = spans[0][1] == len(ids)
-        cache = None if whole else DynamicCache(config=model.config)
+        cache = None if whole else transformers().DynamicCache(config=model.config)
         logits, seen = [], _Seen(model)
         with seen.watching():
             for start, end in spans:

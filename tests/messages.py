@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import anthropic
 import httpx
 
 from tests.serving import FRANCE, Running, named_events
 from tests.test_server_tools import BOTH
+
+if TYPE_CHECKING:
+    import anthropic
 
 MESSAGES, COUNT = "/v1/messages", "/v1/messages/count_tokens"
 ASK: dict[str, Any] = {"messages": FRANCE, "max_tokens": 40}
@@ -20,6 +22,8 @@ GREEDY = {"temperature": 0}
 
 
 def client_of(server: Running, key: str = "none") -> anthropic.Anthropic:
+    import anthropic  # by the one worker that needs it: seconds
+
     return anthropic.Anthropic(base_url=server.url, api_key=key, max_retries=0, timeout=60)
 
 

@@ -20,7 +20,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import DeepseekV4Config
 
 from dsv4.cache.store import Store
 from dsv4.checkpoint.load import Weight, load
@@ -33,7 +32,7 @@ from dsv4.model.batch import Segment, Steps
 from dsv4.model.model import Model
 from dsv4.ops.rope import rotation
 from dsv4.taps import listening
-from tests.hf import INF, Judge, Trace, Verdict, join, rotations
+from tests.hf import INF, Judge, Trace, Verdict, join, rotations, transformers
 
 ALLOWED = 4  # times the noise floor
 TOKENS = 300  # two blocks of 128 and some: every position of a block is twice the last of a prompt
@@ -201,7 +200,7 @@ def test_logits_are_those_of_transformers(name: str, seed: int, tmp_path: Path) 
 @pytest.mark.parametrize("name", SHAPES)
 def test_the_config_that_transformers_saves_again_is_the_same_model(name: str) -> None:
     official = shape(name)
-    again = ModelConfig.from_dict(DeepseekV4Config(**official.to_dict()).to_dict())
+    again = ModelConfig.from_dict(transformers().DeepseekV4Config(**official.to_dict()).to_dict())
     assert again == replace(official, compress_ratios=official.layer_ratios)  # it drops the draft's zeros
 
 

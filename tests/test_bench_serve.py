@@ -48,6 +48,7 @@ def test_prompts_repeat_with_the_seed_and_begin_differently() -> None:
     assert bodies[0] != Traffic(model="m", seed=1, prompt=Length(20, 40)).body(0)
 
 
+@pytest.mark.slow
 def test_the_embedded_model_has_an_answer_to_them() -> None:
     llm = LLM.load(None, EngineOptions(max_context=512, max_sequences=1))
     for number in range(3):
@@ -117,6 +118,7 @@ def test_errors_are_counted_by_their_kind(server: Running) -> None:
         measure(Client(server.url), lambda _: wrong, [point], "pico", count=4, warm_up=1, seen=lambda: None)
 
 
+@pytest.mark.slow
 def test_no_load_repeats_what_another_asked() -> None:
     """A server with a prefix cache would have the answer half done; what it remembers all the same is told."""
     points = [Point(users=1), Point(users=2), Point(rate=200.0)]

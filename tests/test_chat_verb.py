@@ -217,6 +217,7 @@ def test_help_names_every_command_and_quit_ends(say: Talking) -> None:
     assert (said.out, said.well) == ("", True)
 
 
+@pytest.mark.slow
 def test_a_saved_conversation_goes_on_with_the_same_prompt(say: Talking, tmp_path: Path) -> None:
     file = tmp_path / "talk.json"
     wild = {"temperature": 3, "max_tokens": 20}

@@ -191,6 +191,7 @@ def test_where_nothing_can_be_written_no_work_is_done(verb: str, tmp_path: Path,
         assert f"cannot write there; got {path}; wanted" in done.err
 
 
+@pytest.mark.slow
 def test_with_no_standard_output_the_answer_goes_nowhere() -> None:
     command = f"{sys.executable} -m dsv4.cli.main generate -p hi -q --max-tokens 3 >&-"
     done = subprocess.run(command, shell=True, stderr=subprocess.PIPE, text=True, check=False)

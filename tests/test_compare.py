@@ -34,6 +34,7 @@ def equal() -> Comparison:
     return compared("pure", "chunk=9,batch=2")
 
 
+@pytest.mark.slow
 def test_cut_anyhow_and_beside_others_every_result_is_equal(equal: Comparison) -> None:
     assert equal.end == {"kl": 0.0, "same_first": 1.0, "bitwise": 1.0}
     assert (equal.first_parted, equal.first_beyond) == (None, None)

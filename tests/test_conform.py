@@ -130,6 +130,7 @@ def as_404(start: dict[str, Any]) -> None:
     start["status"] = 404
 
 
+@pytest.mark.slow
 def test_a_failure_is_exit_code_1_and_json_says_which(
     server: Running, capsys: pytest.CaptureFixture[str], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

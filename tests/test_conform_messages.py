@@ -205,12 +205,14 @@ def test_every_case_is_shown_to_fail() -> None:
     assert {case for _, case in FAULTS.values()} | set(REFUSALS) | {HELD} == {case.name for case in CASES}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_caught(server: Running, fault: str) -> None:
     changes, case = FAULTS[fault]
     caught(server, case, **changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", REFUSALS)
 def test_a_refusal_in_another_shape_or_none_is_caught(server: Running, case: str) -> None:
     assert passes(server, case)
@@ -218,6 +220,7 @@ def test_a_refusal_in_another_shape_or_none_is_caught(server: Running, case: str
         assert with_fault(server, case, **changes).verdict == "FAIL"
 
 
+@pytest.mark.slow
 def test_a_format_that_is_ignored_is_caught() -> None:
     with thinker() as free:
         assert with_fault(free, HELD).verdict == "pass"

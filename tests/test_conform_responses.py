@@ -235,12 +235,14 @@ def test_every_case_is_shown_to_fail() -> None:
     assert {case for _, case in FAULTS.values()} | set(REFUSALS) | HELD == {case.name for case in CASES}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_caught(server: Running, fault: str) -> None:
     changes, case = FAULTS[fault]
     caught(server, case, **changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", REFUSALS)
 def test_a_refusal_in_another_shape_or_none_is_caught(server: Running, case: str) -> None:
     assert passes(server, case)
@@ -268,6 +270,7 @@ def test_a_server_that_keeps_responses_is_held_to_it(server: Running, earlier: J
     assert with_fault(server, case, body=whole(keeping), start=pretending).verdict == verdict
 
 
+@pytest.mark.slow
 def test_a_format_that_is_ignored_is_caught() -> None:
     """The weak model does not end an object of its own: its words are put in its place."""
 

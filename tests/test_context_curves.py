@@ -66,6 +66,7 @@ def test_the_points_are_two_curves_of_context_and_one_of_sequences() -> None:
     assert curves.sweeps([Point(1, 8), Point(1, 9)]) == [Sweep("1 sequence", "context", [Point(1, 8), Point(1, 9)])]
 
 
+@pytest.mark.slow
 def test_a_few_points_through_the_references(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "curves.jsonl"
     curves.main(["--device", "cpu", "--quick", "--out", str(out)])

@@ -92,7 +92,8 @@ def test_in_company_it_has_the_same_bits(llm: LLM, alone: list[list[Delta]]) -> 
     assert bits(answers(llm, asked(llm))) == bits(alone)
 
 
-@pytest.mark.parametrize("guesses", [pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("guesses", [1, 3])
 def test_with_a_draft_it_has_the_same_bits(guesses: int, alone: list[list[Delta]]) -> None:
     llm = load(guesses, max_sequences=2)
     assert bits(answers(llm, asked(llm))) == bits(alone)

@@ -102,6 +102,7 @@ def test_items_are_held_out_different_and_the_same_for_a_seed(voice: Voice) -> N
     assert not any(q.in_reasoning for q in plain)
 
 
+@pytest.mark.slow
 def test_a_family_with_few_keys_is_asked_in_other_words_and_never_the_same_twice(voice: Voice) -> None:
     held_out = sum(Item("echo", str(number), (), "").held_out for number in range(KEYS))
     asked = questions(Row("echo", False), ECHO, voice, 200, 0)
@@ -216,7 +217,7 @@ def test_what_cannot_be_asked_is_said_and_not_skipped(llm: LLM, voice: Voice, mo
     assert "leaves no room" in str(too_long.why)
 
 
-@pytest.mark.parametrize("of", [2, 3])
+@pytest.mark.parametrize("of", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_shares_put_together_are_the_whole(llm: LLM, of: int) -> None:
     """The second row has fewer items than there are shares, the others cannot be asked."""
     wanted = [

@@ -94,6 +94,7 @@ def test_the_verb_end_to_end(texts: str, monkeypatch: pytest.MonkeyPatch) -> Non
         assert shown in done.stderr
 
 
+@pytest.mark.slow
 def test_shares_find_what_the_whole_finds(texts: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three processes' parts, done in this one, the last first."""
     parts: list[Part] = []

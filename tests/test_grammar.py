@@ -124,6 +124,7 @@ def reachable(words: list[bytes], grammar: Any) -> set[bytes]:
     return found
 
 
+@pytest.mark.slow
 def test_every_mask_on_every_way_to_cut_a_text_is_right() -> None:
     words = ["the cat", "the cats", "the", "thé", "中文", "中", "😀!", "a\n\nb", "true", "truer", 'say "hi"', "</x>"]
     coded = [word.encode() for word in words]

@@ -218,6 +218,7 @@ def test_definitions_that_fan_out_are_walked_once() -> None:
     assert time.monotonic() - began < 30
 
 
+@pytest.mark.slow
 def test_as_many_tools_as_an_agent_brings() -> None:
     properties = {
         f"p{n}": [{"type": "string"}, {"type": "integer"}, {"type": "array", "items": {}}][n % 3] for n in range(8)

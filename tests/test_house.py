@@ -253,6 +253,7 @@ SKIPS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ci", "closing"), [("", "3 skipped"), ("true", "1 failed, 2 errors")])
 def test_a_skip_fails_in_ci_alone(ci: str, closing: str, tmp_path: Path) -> None:
     conftest = (ROOT / "tests/conftest.py").read_text(encoding="utf-8")

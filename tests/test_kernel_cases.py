@@ -162,6 +162,7 @@ PLANTED: dict[str, tuple[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bug", PLANTED)
 def test_a_planted_mistake_is_seen_by_small_cases(bug: str) -> None:
     name, run = PLANTED[bug]
@@ -255,6 +256,7 @@ def test_the_command_sums_up_by_op(capsys: pytest.CaptureFixture[str], monkeypat
     assert re.search(r"read_kv +│ 1 cases", out)
 
 
+@pytest.mark.slow
 def test_ops_are_judged_by_processes_as_by_one(capsys: pytest.CaptureFixture[str]) -> None:
     asked = ("kv", "--case", "one token", "--device", "cpu", "--size", "small", "--json")
     one, apart = (run(capsys, *asked, "--jobs", jobs) for jobs in ("1", "2"))

@@ -189,6 +189,7 @@ def test_a_dead_lock_is_named_and_removed_with_fix(root: Path, run: Run) -> None
     assert run()[0] == 0
 
 
+@pytest.mark.slow
 def test_a_held_lock_is_no_fault(run: Run, holder: subprocess.Popen[str]) -> None:
     code, found = run("--fix")
     finding = found["torch's extension lock"]

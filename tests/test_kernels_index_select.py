@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 from torch import Tensor
 
-from dsv4.check.cases.select import ROWS
+from dsv4.check.cases.select import PICKED, ROWS, counts
 from dsv4.kernels import select
 from dsv4.kernels.select import Plan, plan
 from dsv4.ops.index import select_rows
@@ -52,6 +54,15 @@ def test_launches_agree(kind: str) -> None:
 def test_all_launches_agree(kind: str, width: int) -> None:
     for k in (129, 1024):
         assert disagreeing(kind, width, k, plans(width)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("k", PICKED.values())
+def test_some_of_all_counts(k: int, seed: int) -> None:
+    """Of the case that has 0 to 2100 candidates: no CPU has the patience for each."""
+    given = counts(random.Random(seed).sample(range(2101), 200), 2100, k)
+    with shim.machine():
+        assert torch.equal(FUSED(*given), select_rows.reference(*given))
 
 
 @pytest.mark.slow

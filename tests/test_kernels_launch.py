@@ -190,6 +190,7 @@ def noted(tmp_path_factory: pytest.TempPathFactory) -> Noted:
     return scenes
 
 
+@pytest.mark.slow
 def test_the_driver_gets_grid_block_stream_and_arguments(noted: Noted) -> None:
     addresses, *lines = noted["plain"]
     x, y = addresses.split()

@@ -56,6 +56,7 @@ def test_a_large_case_in_one_order_or_another(name: str, order: int, played: Pat
     assert wrong(CASES[name], played, order) == []
 
 
+@pytest.mark.slow
 def test_both_forms_have_the_same_bits(played: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles of every number of tokens, and each token alone by the form for few."""
     x, weight = grouped._wide(70, 256, 384, 2, True)

@@ -41,6 +41,7 @@ def test_sums() -> None:
     assert Damage("x").as_json()["nats_per_token"] is None
 
 
+@pytest.mark.slow
 def test_mistakes_cost_the_embedded_model_what_they_must(llm: LLM) -> None:
     asked = [(Row("capital", thinking), FAMILIES["capital"]) for thinking in (True, False)]
     found = {damage.mistake: damage for damage in damages(llm, asked, 2, 0)}

@@ -17,6 +17,8 @@ from tests.browser import THOUGHT, Tab, cut, ending, expect, opened, paced
 from tests.serving import Running, dictated, running
 from tests.test_server_tools import TOOLS, block, invoke, parameter
 
+pytestmark = pytest.mark.slow  # what test_page.py shows of it changes more often
+
 CANARY = "<img src=x onerror='window.hit=1'><script>window.hit=2</script><a href='javascript:window.hit=3'>here</a>"
 
 

@@ -318,6 +318,7 @@ main(["pull", "org/small"])
 """
 
 
+@pytest.mark.slow
 def test_what_a_finalizer_then_fails_to_do_is_not_told() -> None:
     """As those of the library's temporary folders, in its threads: they can open nothing any more."""
     done = subprocess.run([sys.executable, "-c", LOUD], capture_output=True, text=True, check=False)
@@ -325,6 +326,7 @@ def test_what_a_finalizer_then_fails_to_do_is_not_told() -> None:
     assert done.stderr.strip() == "dsv4: stopped; dsv4 pull again goes on with the files that are whole"
 
 
+@pytest.mark.slow
 def test_the_environment_counts_as_for_every_program_of_the_hub(tmp_path: Path) -> None:
     """HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE, in processes of their own: the library reads them once."""
     environment = clean(tmp_path / "home") | {"HF_TOKEN": "secret"}

@@ -45,6 +45,7 @@ def test_an_answer_is_the_same_alone_and_among_others(pico_dir: Path) -> None:
     assert [[delta.token for delta in found[number]] for number in numbers] == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [1, 7])
 def test_an_answer_is_the_same_for_every_chunk(chunk: int, pico_dir: Path) -> None:
     """The tokens of a request do not depend on how its prompt was cut."""

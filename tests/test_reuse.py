@@ -22,7 +22,7 @@ from dsv4.engine.request import Delta, Request, Sampling
 from dsv4.engine.scheduler import Scheduler, Work
 from dsv4.errors import NumericsError
 from dsv4.llm import LLM
-from tests.exact import PROMPT, Rig, different_state, poisoned, same
+from tests.exact import LENGTHS, PROMPT, Rig, different_state, poisoned, same
 
 ASKED = Sampling(seed=3, max_tokens=6, trace=6)
 
@@ -63,10 +63,9 @@ def test_reused_prefix_equals_cold(length: int, pico: Rig) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", range(1, PROMPT, 23))
-def test_every_reused_prefix_equals_cold(first: int, pico: Rig) -> None:
-    """Every length, every residue of 128 among them."""
-    for length in range(first, min(first + 23, PROMPT)):
+@pytest.mark.parametrize("part", range(8))
+def test_a_reused_prefix_of_every_residue_equals_cold(part: int, pico: Rig) -> None:
+    for length in LENGTHS[part::8]:
         _gone_on(pico, length, min(length + 9, PROMPT))
 
 
@@ -292,6 +291,7 @@ def served(pico_dir: Path, order: int, **options: Any) -> Served:
     return Served(hashes, max(sizes), len(split), llm.engine.preempted, llm.engine.reused)
 
 
+@pytest.mark.slow
 def test_64_mixed_requests_in_another_order_give_the_same_bits(pico_dir: Path) -> None:
     """Other company, other chunks, other slots, other turns, less memory: every token and the hash of all logits."""
     one = served(pico_dir, 1, max_sequences=12, prefill_chunk=64, turn=3, cache_tokens=2048)

@@ -181,7 +181,9 @@ def served(seed: int, slots: int, points: int, steps: int) -> Loop:
     return loop
 
 
-@pytest.mark.parametrize(("slots", "points"), [(1, 4), (3, 6), (3, 0), (8, 30)])
+@pytest.mark.parametrize(
+    ("slots", "points"), [(3, 6), (3, 0), *(pytest.param(*both, marks=pytest.mark.slow) for both in ((1, 4), (8, 30)))]
+)
 def test_a_hundred_thousand_random_steps_serve_everybody(slots: int, points: int, seed: int) -> None:
     """No page has two owners who write, none is lost, what runs has all the memory that it can need, nobody starves."""
     loop = served(seed, slots, points, 25_000)
@@ -208,6 +210,7 @@ def _turned_out_at_once(self: Scheduler, one: Request) -> bool:
     return self._steps - one.since >= self._turn
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "planted", "points"),
     [

@@ -102,6 +102,7 @@ def test_structured_outputs_of_chats_and_texts(server: Running, llm: LLM, struct
         assert re.fullmatch(right, said)
 
 
+@pytest.mark.slow
 def test_reasoning_first(client: openai.OpenAI) -> None:
     """The real model: it thinks as it likes, and then answers as it must."""
     for stream in (False, True):

@@ -48,6 +48,7 @@ def mixed(number: int) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_answers_and_logprobs_do_not_depend_on_company(server: Running) -> None:
     """16 requests one by one, all at once, and all at once backwards: equal to the last bit of each logprob."""
     widths: list[int] = []

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import anthropic
 import pytest
 
 from dsv4.config import EngineOptions
@@ -27,6 +26,9 @@ from tests.messages import (
 )
 from tests.serving import FRANCE, OFF, STORY, Running, changed, dictated
 from tests.test_server_tools import ARGUMENTS, BOTH, PARIS, block, invoke, parameter
+
+if TYPE_CHECKING:
+    import anthropic
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +109,7 @@ def test_it_goes_on_from_what_it_is_said_to_have_begun(client: anthropic.Anthrop
     assert ask(client, messages=begun).content[0].text == " is Paris."
 
 
+@pytest.mark.slow
 def test_sampling_is_that_of_a_chat(server: Running, client: anthropic.Anthropic) -> None:
     """The same answer to the last bit."""
     how = {"temperature": 1.0, "top_p": 0.9, "top_k": 50, "seed": 7}
@@ -153,6 +156,8 @@ def test_the_order_of_events(stage: Running, actor: LLM) -> None:
 
 
 def test_an_error_in_a_stream_is_an_event(server: Running, client: anthropic.Anthropic, llm: LLM) -> None:
+    import anthropic
+
     """Logits that are no numbers, from the third token on."""
     with changed(llm, lambda work, logits: logits * (float("nan") if len(work.request.output) > 1 else 1)):
         found = events(server, ASK)

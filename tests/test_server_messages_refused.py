@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import anthropic
 import pytest
 
 from dsv4.config import EngineOptions
@@ -24,6 +23,9 @@ from tests.messages import (
     total,
 )
 from tests.serving import FRANCE, Running, gated, running, slowly, until
+
+if TYPE_CHECKING:
+    import anthropic
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +176,8 @@ def test_a_picture_in_a_result_is_told_to_the_model(server: Running) -> None:
 
 
 def test_errors_of_other_statuses(server: Running, client: anthropic.Anthropic) -> None:
+    import anthropic
+
     with pytest.raises(anthropic.NotFoundError, match="there is no such model"):
         client.messages.create(model="other", **ASK)
     with pytest.raises(anthropic.RequestTooLargeError):
@@ -189,6 +193,8 @@ def test_errors_of_other_statuses(server: Running, client: anthropic.Anthropic) 
 
 
 def test_a_full_queue(server: Running, client: anthropic.Anthropic, llm: LLM) -> None:
+    import anthropic
+
     with gated(llm) as gate:
         with (
             client.messages.create(model="pico", stream=True, **ASK),
@@ -208,6 +214,8 @@ def test_a_late_answer(server: Running, llm: LLM) -> None:
 
 
 def test_a_key_by_either_header(llm: LLM) -> None:
+    import anthropic
+
     with running(llm, key="secret") as locked:
         assert client_of(locked, "secret").messages.count_tokens(model="pico", messages=FRANCE).input_tokens
         assert locked.post(COUNT, {"messages": FRANCE}, x_api_key="secret").status_code == 200
@@ -219,6 +227,8 @@ def test_a_key_by_either_header(llm: LLM) -> None:
 
 
 def test_a_server_that_shuts_down(llm: LLM) -> None:
+    import anthropic
+
     with running(llm) as server:
         server.service.worker.drain()
         with pytest.raises(anthropic.APIStatusError) as gone:

@@ -76,6 +76,7 @@ def test_an_answer_that_is_cut(server: Running, limit: int, found: Any) -> None:
     assert whole["usage"]["output_tokens"] == whole["max_output_tokens"] == limit
 
 
+@pytest.mark.slow
 def test_sampling_is_that_of_a_chat(server: Running) -> None:
     """The same answer to the last bit, and a seed that gives it again."""
     how = {"temperature": 1.0, "top_p": 0.9}

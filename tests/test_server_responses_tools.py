@@ -140,7 +140,7 @@ def test_a_strict_tool_as_the_client_makes_it(player: openai.OpenAI, actor: LLM)
 # --- logprobs ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("more", [{}, DRY])
+@pytest.mark.parametrize("more", [pytest.param({}, marks=pytest.mark.slow), DRY])
 def test_logprobs_are_of_the_text_alone(server: Running, more: Any) -> None:
     """Those that a chat has for these tokens, without those of the reasoning and of the end."""
     item = both(server, **LOGPROBS, **more)["output"][-1]

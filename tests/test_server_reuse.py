@@ -106,6 +106,7 @@ def test_completions_have_them_too(server: Running) -> None:
     assert first["logit_hash"] == first["choices"][0]["logit_hash"] == second["logit_hash"]
 
 
+@pytest.mark.slow
 def test_who_waits_long_enough_gets_a_slot(server: Running) -> None:
     """Five answers in two slots, each step counts: turns are taken, and shown."""
     asked = {"seed": 1, "n": 5, "temperature": 2, "logit_bias": {"1": -100}}

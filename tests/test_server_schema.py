@@ -88,7 +88,7 @@ def ask(server: Running, schema: Any, name: str, examples: int, *, derandomize: 
 
 @pytest.mark.parametrize("name", GOOD)
 def test_no_request_of_the_description_is_a_surprise(server: Running, schema: Any, name: str) -> None:
-    ask(server, schema, name, 20 if "POST" in name else 5, derandomize=True)
+    ask(server, schema, name, 8 if "POST" in name else 5, derandomize=True)
     assert server.service.worker.crash is None
 
 

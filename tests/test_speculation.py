@@ -46,7 +46,10 @@ def plain(pico_dir: Path) -> list[list[Answer]]:
     return [answers(llm, sampling) for sampling in SAMPLINGS]
 
 
-@pytest.mark.parametrize(("guesses", "slots", "chunk"), [(1, 1, 512), (2, 3, 512), (4, 2, 5)])
+@pytest.mark.parametrize(
+    ("guesses", "slots", "chunk"),
+    [(4, 2, 5), *(pytest.param(*given, marks=pytest.mark.slow) for given in ((1, 1, 512), (2, 3, 512)))],
+)
 def test_guessed_equals_not_guessed(
     guesses: int, slots: int, chunk: int, pico_dir: Path, plain: list[list[Answer]]
 ) -> None:
@@ -63,6 +66,7 @@ def test_a_trained_draft_is_worth_it(pico_dir: Path) -> None:
     assert llm.engine.confirmed / llm.engine.drafted > 0.8
 
 
+@pytest.mark.slow
 def test_wrong_guesses_cost_nothing_but_time(
     pico_dir: Path, plain: list[list[Answer]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

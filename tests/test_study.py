@@ -167,6 +167,7 @@ def test_watched_roundings_are_the_same_roundings(subject: Subject) -> None:
     assert all(0.999 < value < 1 for value in taken["expert_hidden"]["cosine"])
 
 
+@pytest.mark.slow
 def test_the_official_numerics_again_change_nothing(found: Results) -> None:
     again = found.runs["fp8"]
     for seed in again["seeds"]:
@@ -313,6 +314,7 @@ def test_a_planted_harmful_format_is_reported_as_harm(
 # --- what it shows ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_else_and_says_what_was_found(found: Results) -> None:
     pytest.importorskip("matplotlib")
     html = page(found)

@@ -123,6 +123,7 @@ def test_where_a_country_is_has_an_answer() -> None:
         assert not place or place[1] not in named
 
 
+@pytest.mark.slow
 def test_a_story_can_be_asked_for_with_no_more_words() -> None:
     free = [item for item in drawn("story") if not item.wanted]
     assert 0.02 < len(free) / len(drawn("story")) < 0.2
@@ -187,6 +188,7 @@ def test_a_conversation_holds_exercises_of_all_kinds() -> None:
         assert item.facts["inside"] == item.facts["parts"][-2][0], "it asks the same of another country"
 
 
+@pytest.mark.slow
 def test_a_held_out_conversation_asks_what_is_held_out() -> None:
     for item in drawn("conversation", held=True, count=60):
         assert held_out(*item.facts["parts"][-1])
@@ -244,6 +246,7 @@ def test_some_arguments_stand_in_no_list() -> None:
             assert all(value in asked(item) for value in copied), item
 
 
+@pytest.mark.slow
 def test_a_long_text_is_asked_many_questions() -> None:
     make = FAMILIES["needles"].make
     short, long = ([make(Random(n), False, size).facts["asked"] for n in range(40)] for size in (1500, 60_000))

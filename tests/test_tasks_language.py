@@ -53,6 +53,7 @@ def finished(item: Item) -> list[Mapping[str, Any]]:
 # --- every family -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @families
 @pytest.mark.parametrize("held", [False, True], ids=["taught", "held out"])
 def test_the_reference_is_right(family: Family, held: bool) -> None:

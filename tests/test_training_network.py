@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from dsv4.cache.store import Store
@@ -65,6 +66,7 @@ def test_logits_and_draft_equal_the_engine_s() -> None:
     assert (drafted - draft).abs().max() < 1e-4 * draft.std()
 
 
+@pytest.mark.slow
 def test_a_trained_model_predicts_as_in_the_engine_with_all_its_roundings(pico_dir: Path) -> None:
     llm = LLM.load(PICO)
     model, options = served(llm)

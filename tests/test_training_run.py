@@ -135,6 +135,7 @@ def test_a_run_that_was_interrupted_continues_as_if_it_had_not_been(recipe: Reci
     assert last[0] == last[1] == {"step": 4, "digest": digest(whole.params)}
 
 
+@pytest.mark.slow
 def test_the_log_tells_each_family_s_loss(recipe: Recipe, plan: Plan, tmp_path: Path) -> None:
     train(run_of(recipe), plan, tmp_path, 1, time.monotonic() + 600)
     line = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])

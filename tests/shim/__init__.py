@@ -150,8 +150,8 @@ def sanitized(
     source: str, name: str, grid: int, block: int, *args: Tensor | float | None, smem: int = 0, csrc: Path = CSRC
 ) -> None:
     """`launch` in a process of its own, threads as OS threads, under ThreadSanitizer. A race raises `Fault`."""
-    program = build(source, csrc, threads=True)
-    entry = library(build(source, csrc)).simt_find(name.encode())
+    program = build(source, csrc, threads=True, kernel=name)
+    entry = library(build(source, csrc, kernel=name)).simt_find(name.encode())
     _check(entry.contents, block, args)
     letters = entry.contents.letters.decode()
     storages = list(_storages(args).values())

@@ -79,12 +79,12 @@ def _select() -> Iterator[Case]:
     for k in (1, 3, 127, 128, 129, 511, 512, 513, 700):
         yield case(name=f"{k} of counts about it", make=partial(_about, k))
     for name, width in (("no multiple of four", 701), ("one", 1), ("fewer than are picked", 40), ("none", 0)):
-        yield case(name=f"a width of {name}", make=partial(_counts, [0, 1, 2, 3, 40, 701], width, 128))
+        yield case(name=f"a width of {name}", make=partial(counts, [0, 1, 2, 3, 40, 701], width, 128))
     yield case(name="rows at odd addresses", make=_odd)
-    yield case(name="no token", make=partial(_counts, [], 700, 512))
-    yield case(name="as many as a token has by chance", make=partial(_counts, list(range(0, 2100, 233)), 2100, 512))
+    yield case(name="no token", make=partial(counts, [], 700, 512))
+    yield case(name="as many as a token has by chance", make=partial(counts, list(range(0, 2100, 233)), 2100, 512))
     for k in PICKED.values():
-        make = partial(_counts, list(range(2101)), 2100, k)
+        make = partial(counts, list(range(2101)), 2100, k)
         yield case(name=f"{k} of 0 to 2100", make=make, size="full", tokens=())
     for name, row in ROWS.items():
         for width in (40_000, 100_000, 262_144, 300_000):
@@ -106,7 +106,7 @@ def _random(tokens: int, width: int, k: int) -> Arguments:
     return normal("scores", tokens, width), torch.full((tokens,), width), k
 
 
-def _counts(visible: list[int], width: int, k: int) -> Arguments:
+def counts(visible: list[int], width: int, k: int) -> Arguments:
     """So many of them visible, or all; the others are larger than all of these, or NaN."""
     scores = normal("scores", len(visible), width)
     for row, n in zip(scores, visible, strict=True):
@@ -115,11 +115,11 @@ def _counts(visible: list[int], width: int, k: int) -> Arguments:
 
 
 def _about(k: int) -> Arguments:
-    return _counts([0, 1, k - 1, k, k + 1, 2 * k], 2 * k + 3, k)
+    return counts([0, 1, k - 1, k, k + 1, 2 * k], 2 * k + 3, k)
 
 
 def _odd() -> Arguments:
-    scores, visible, k = _counts([130, 131, 132, 700], 701, 128)
+    scores, visible, k = counts([130, 131, 132, 700], 701, 128)
     return padded(scores, 2), visible, k
 
 
