@@ -29,13 +29,14 @@ from dsv4.ops.index import select_rows
 from dsv4.ops.index_logits import index_logits
 from dsv4.ops.index_queries import index_queries
 from dsv4.ops.kv import write_kv
-from dsv4.ops.linear import grouped_linear, linear, scaled_matmul, shared_input
+from dsv4.ops.linear import scaled_matmul, shared_input
+from dsv4.ops.linear_grouped import grouped_linear_quant
 from dsv4.ops.linear_heads import scaled_matmul_q_norm_rope
 from dsv4.ops.mhc import Mixer, mhc_post, mhc_post_pre_norm_quant, mhc_pre_norm_quant
 from dsv4.ops.norm import rms_norm_quant
 from dsv4.ops.rope import Rotation
 from dsv4.quant.formats import FP8_BLOCK, FP8_ROW, Format
-from dsv4.quant.rounding import FP8, Numerics
+from dsv4.quant.rounding import Numerics
 from dsv4.quant.tensor import QTensor
 from dsv4.taps import tap
 
@@ -111,8 +112,8 @@ class StoredAttention:
             self.remember(parts, batch, places, store)
             far = self.entries(parts, latent, turn, places, store)
         values = attend(q, store.near.pages, places.window, store.far.pages, far, self.sink, turn)
-        grouped = grouped_linear(values.view(len(x), self.groups, -1), self.wo_a)
-        return linear(grouped, self.wo_b, FP8)
+        grouped = grouped_linear_quant(values.view(len(x), self.groups, -1), self.wo_a, FP8_ROW)
+        return scaled_matmul(grouped, self.wo_b, x.dtype)
 
     def remember(self, parts: Sequence[Tensor], batch: Batch, places: Places, store: StoredLayer) -> None:
         """Keep what the tokens add to their blocks, and store the entries of those that end here."""
