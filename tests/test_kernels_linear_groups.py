@@ -10,23 +10,34 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from dsv4 import kernels
 from dsv4.check.cases import grouped, matmul
 from dsv4.check.cases.inputs import BF16, normal
 from dsv4.check.contract import Case, judge
 from dsv4.check.metrics import differing
+from dsv4.kernels import linear_grouped
 from dsv4.kernels import matmul as forms
 from dsv4.ops.linear import grouped_linear
+from dsv4.ops.linear_grouped import grouped_linear_quant
+from dsv4.ops.quantize import quantize
+from dsv4.quant.formats import FP8_ROW, Format
+from dsv4.quant.tensor import QTensor
 from tests import shim
 from tests.shim.build import on_hopper
 
 kernels.install()
 CASES = {f"grouped {case.name}": case for case in grouped.cases() if case.op is grouped_linear and not case.refusable}
+CASES |= {
+    f"stored {case.name}": case for case in grouped.cases() if case.op is grouped_linear_quant and not case.refusable
+}
 CASES |= {f"dense {case.name}": case for case in matmul.cases()}
-SMALL = [name for name, case in CASES.items() if case.size == "small" and name.startswith("grouped")]
+SMALL = [name for name, case in CASES.items() if case.size == "small" and not name.startswith("dense")]
 DENSE = ["dense 2 x 20 x 136 bf16", "dense 7 x 100 x 264 bf16", "dense padded rows of boxes bf16"]
-LARGE = [name for name, case in CASES.items() if re.match("grouped (3|40|65) x", name)]  # what a CPU has patience for
+LARGE = [
+    name for name, case in CASES.items() if re.match("grouped (3|40|65) x|stored 3 x", name)
+]  # what a CPU has patience for
 
 
 @pytest.fixture
@@ -39,9 +50,16 @@ def _machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forms, "machine_of", lambda device: forms.Machine(3, 228 << 10))
 
 
+def two_kernels(x: Tensor, weight: Tensor | QTensor, fmt: Format) -> QTensor:
+    product = grouped_linear.implementations["fused"].run(x, weight)
+    return quantize.implementations["fused"].run(product, fmt)
+
+
 def wrong(case: Case, csrc: Path, order: int = 0) -> list[str]:
-    with shim.machine(order=order, csrc=csrc):
-        found = judge(case, case.op.implementations["fused"].run)
+    twin, processors = (two_kernels, 132) if case.op is grouped_linear_quant else (None, 3)  # clusters, and long walks
+    with shim.machine(order=order, csrc=csrc, clusters=True), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forms, "machine_of", lambda device: forms.Machine(processors, 228 << 10))
+        found = judge(case, case.op.implementations["fused"].run, twin=twin)
     return [f"{v.check} {v.leaf} {v.distance}" for v in found if not v.ok]
 
 
@@ -81,10 +99,47 @@ def test_every_form_fits(shape: tuple[int, int, int], machine: forms.Machine) ->
                 assert 1 <= form.stages <= 24
                 assert form.smem + 1024 <= most
             assert form is not None or machine.shared == 100 << 10
+            bytes_form = linear_grouped.form(rows, columns, tokens, machine, stored)
+            if bytes_form is not None:
+                assert bytes_form.cluster * bytes_form.turns == 8
+                assert rows // 128 * bytes_form.cluster <= 2 * machine.processors
+                assert 1 <= bytes_form.stages <= 24
+                assert bytes_form.smem + 1024 <= most
         for tokens in (9, 17, 40, 128):
             _, stages, smem = forms.many(tokens, columns, machine, stored)
             assert 2 <= stages <= 16
             assert smem + 1024 <= most
+
+
+@pytest.mark.parametrize(("processors", "cluster"), [(132, 8), (8, 4), (4, 2), (2, 1)])
+def test_no_cluster_changes_a_byte(
+    processors: int, cluster: int, played: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """128 rows in eight blocks, four, two or one; tokens of one kernel, and of several blocks side by side."""
+    machine = forms.Machine(processors, 228 << 10)
+    monkeypatch.setattr(forms, "machine_of", lambda device: machine)
+    for tokens, parts, stored in ((1, 1, True), (7, 1, False), (8, 1, True), (9, 2, True), (17, 3, False)):
+        x, weight = grouped._wide(tokens, 512, 256, 2, stored)
+        form = linear_grouped.form(512, 256, tokens, machine, forms.STORED[forms.kind_of(weight)])
+        assert form is not None
+        assert form.cluster == cluster if parts == 1 else form.cluster <= cluster
+        with shim.machine(csrc=played, clusters=True) as ran:
+            found = grouped_linear_quant.implementations["fused"].run(x, weight, FP8_ROW)
+            assert ran == [f"grouped_quant_{'e4m3' if stored else 'bf16'}"]
+            wanted = two_kernels(x, weight, FP8_ROW)
+        assert torch.equal(found.data.view(torch.uint8), wanted.data.view(torch.uint8)), tokens
+        assert torch.equal(found.scale, wanted.scale), tokens
+
+
+def test_many_tokens_are_stored_by_two_kernels(played: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the form for few does not take them."""
+    monkeypatch.setattr(forms, "_PASSES", 0)
+    for tokens in (8, 9, 33):
+        x, weight = grouped._wide(tokens, 256, 128, 2, True)
+        with shim.machine(csrc=played, idle=True) as ran:
+            grouped_linear_quant.implementations["fused"].run(x, weight, FP8_ROW)
+        many = [f"grouped_many_e4m3_{16 if tokens <= 16 else 64}", "quantize_fp8_row_bf16_1"]
+        assert ran == (["grouped_quant_e4m3"] if tokens == 8 else many)
 
 
 def test_a_group_does_not_read_the_columns_of_another(played: Path) -> None:
@@ -97,10 +152,15 @@ def test_a_group_does_not_read_the_columns_of_another(played: Path) -> None:
     assert found[:, 128:].isnan().all()
 
 
+STORED = "stored 5 x 3 of 256 x 256 fp8"
 NINE, THREE = "grouped 9 x 1 of 256 x 640 fp8", "grouped 5 x 3 of 256 x 256 fp8"
 BUGS = {
+    "the largest of one block": ("grouped_quant.cu", "from < size", "from < 1", STORED),
+    "the largest of another token": ("grouped_quant.cu", "kept.tops[from][token]", "kept.tops[from][0]", STORED),
+    "largest before they have come": ("grouped_quant.cu", "kept.sent.wait_cluster(0);", "", STORED),
+    "scales of the first rows": ("grouped_quant.cu", "+ block] =", "] =", STORED),
     "a scale of the wrong columns": ("common/matmul_few.cuh", "min(first + c, boxes - 1)", "first", NINE),
-    "the first group's columns": ("common/matmul_few.cuh", "static_cast<i64>(group) * s.columns", "0", THREE),
+    "the first group's columns": ("common/matmul_few.cuh", "static_cast<i64>(work.group) * s.columns", "0", THREE),
     "a chain that goes on": ("common/matmul_few.cuh", "d[0] = d[1] = d[2] = d[3] = 0;", "", NINE),
     "NaN as 480": ("common/weights.cuh", "+ 0x01010101u & 0x80808080u)", "& 0)", "grouped odd rows, odd codes"),
     "columns in another order": ("common/weights.cuh", "2 * t + j", "2 * t", "grouped 1 x 2 of 128 x 128 fp8"),
@@ -130,3 +190,17 @@ def test_a_row_has_the_bits_that_it_has_alone(stored: bool) -> None:
     alone = torch.cat([run(row, weight) for row in x.split(1)])
     for tokens in (*range(2, 131), 300, 700):
         assert not differing(run(x[-tokens:], weight), alone[-tokens:]), tokens
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("stored", [True, False])
+@pytest.mark.parametrize("shape", [(8192, 4096, 8), (2048, 4096, 2), (384, 640, 3)])
+def test_bytes_are_those_of_two_kernels(shape: tuple[int, int, int], stored: bool) -> None:
+    """At every number of tokens that one kernel takes, and behind it."""
+    x, weight = grouped._wide(40, *shape, stored)
+    x, weight = x.cuda(), weight.to("cuda")
+    for tokens in range(1, 41):
+        found = grouped_linear_quant.implementations["fused"].run(x[:tokens], weight, FP8_ROW)
+        wanted = two_kernels(x[:tokens], weight, FP8_ROW)
+        assert torch.equal(found.data.view(torch.uint8), wanted.data.view(torch.uint8)), tokens
+        assert torch.equal(found.scale, wanted.scale), tokens

@@ -22,6 +22,7 @@ _SIMT: Final = {
     "compress_kv": ("fused",),
     "entry_rows": ("fused",),
     "grouped_linear": ("fused",),
+    "grouped_linear_quant": ("unfused",),
     "head": ("fused",),
     "index_logits": ("fused",),
     "index_queries": ("fused",),
@@ -46,7 +47,7 @@ _SIMT: Final = {
     "write_kv": ("fused",),
 }
 _HOPPER: Final = ("attend", "grouped_scaled_matmul", "linear", "scaled_matmul", "shared_input", "stored_moe")
-_FUSING_HOPPER: Final = ("attend_quant", "scaled_matmul_q_norm_rope")
+_FUSING_HOPPER: Final = ("attend_quant", "grouped_linear_quant", "scaled_matmul_q_norm_rope")
 # The only place where the choice stands: architecture -> op -> implementations, the best first. "unfused" is the op's
 # own body over the kernels of the smaller ops, and stands where these leave nothing to plain PyTorch.
 PREFER: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = dict.fromkeys(ARCHITECTURES, _SIMT) | {
@@ -77,6 +78,7 @@ def _register() -> None:
         index_queries,
         kv,
         linear,
+        linear_grouped,
         linear_heads,
         linear_library,
         linear_mixed,

@@ -30,7 +30,7 @@ _KERNELS: Final = {
     for t in linear.TOKENS
 }
 # Blocks of a cluster, and how many of them an H100 or H200 surely holds at once. Two find room on a multiprocessor; but
-# parts of the GPU have different numbers of these, and clusters of four or eight leave some idle (64 of four took two rounds).
+# parts of the GPU have different numbers of these, and clusters leave some idle: 64 of four blocks took two rounds.
 _ROOM: Final = {8: linear.MULTIPROCESSORS, 4: 56 * 4, 2: 2 * linear.MULTIPROCESSORS}
 _product = scaled_matmul.implementations["fused"]
 

@@ -24,8 +24,8 @@ from dsv4.quant.tensor import QTensor
 # As the sources have them.
 _BOX_BYTES: Final = 128
 _SLICE: Final = 4  # boxes
-_FEW_TOKENS: Final = 8
-_FEW_STAGES: Final = (4, 24)  # fewest and most
+FEW_TOKENS: Final = 8
+FEW_STAGES: Final = (4, 24)  # fewest and most
 _MANY_STAGES: Final = (2, 16)
 _TILE_ROWS: Final = {16: 64, 32: 64, 64: 64, 128: 128}  # of the form for many, by its tokens
 _WHOLE: Final = 128  # rows and columns: no tile of any form is in two groups
@@ -69,8 +69,10 @@ _GROUPED: Final = {
     FP8_BLOCK.name: _forms(_E4M3, {16: "grouped_few_e4m3"}, "grouped_many_e4m3"),
 }
 
+STORED: Final = {kind: forms.stored for kind, forms in _GROUPED.items()}
+
 _PASSES: Final = 2**14  # rows times eights of tokens up to which the form for few takes several of them side by side
-_RESERVED: Final = 2 << 10  # bytes of a block: the driver's, and the kernel's barriers
+RESERVED: Final = 2 << 10  # bytes of a block: the driver's, and the kernel's barriers
 
 
 class Machine(NamedTuple):
@@ -88,6 +90,13 @@ class Few(NamedTuple):
     smem: int
 
 
+def few_bytes(rows: int, k: int, tokens: int, stored: Stored) -> tuple[int, int]:
+    """Of a stage of the form for few, and of what a block has beside its ring: tokens, and the sums of two tiles."""
+    boxes = -(-k // stored.columns)
+    sums = 2 * -(-boxes // stored.chain) * rows * FEW_TOKENS * 4
+    return _SLICE * rows * _BOX_BYTES, boxes * stored.beside * tokens * _BOX_BYTES + sums
+
+
 def tile_rows(n: int, machine: Machine) -> int:
     """8 where tiles of 16 would leave multiprocessors without one."""
     return 16 if n > 32 * machine.processors else 8
@@ -98,15 +107,13 @@ def few(
     rows: int, n: int, k: int, tokens: int, machine: Machine, stored: Stored = _BF16, groups: int = 1
 ) -> Few | None:
     """For a matrix [n, k], or None where a row of tokens leaves no room. Two blocks to a multiprocessor if they fit."""
-    boxes = -(-k // stored.columns)
-    chains, slices = -(-boxes // stored.chain), -(-boxes // _SLICE)
-    fixed = boxes * stored.beside * min(tokens, _FEW_TOKENS) * _BOX_BYTES + 2 * chains * rows * _FEW_TOKENS * 4
-    stage, tiles = _SLICE * rows * _BOX_BYTES, -(-n // rows) // groups
+    stage, fixed = few_bytes(rows, k, min(tokens, FEW_TOKENS), stored)
+    slices, tiles = -(-k // (_SLICE * stored.columns)), -(-n // rows) // groups
     for beside in (2, 1):
-        stages = (machine.shared // beside - _RESERVED - fixed) // stage
-        if stages >= _FEW_STAGES[0]:
+        stages = (machine.shared // beside - RESERVED - fixed) // stage
+        if stages >= FEW_STAGES[0]:
             blocks = min(tiles, max(1, beside * machine.processors // groups))  # of a group
-            stages = min(stages, _FEW_STAGES[1], slices * -(-tiles // blocks))
+            stages = min(stages, FEW_STAGES[1], slices * -(-tiles // blocks))
             return Few(blocks * groups, stages, stages * stage + fixed)
     return None
 
@@ -117,7 +124,7 @@ def many(tokens: int, k: int, machine: Machine, stored: Stored = _BF16) -> tuple
     wide = next((n for n in _TILE_ROWS if n >= tokens), max(_TILE_ROWS))
     stage = (_TILE_ROWS[wide] + stored.beside * wide) * _BOX_BYTES
     beside = 1 if wide == max(_TILE_ROWS) else 2
-    room = (machine.shared // beside - _RESERVED) // stage
+    room = (machine.shared // beside - RESERVED) // stage
     stages = max(_MANY_STAGES[0], min(room, _MANY_STAGES[1], -(-k // stored.columns)))
     return wide, stages, stages * stage
 
@@ -164,8 +171,7 @@ def _launch(forms: Forms, weight: Tensor, scale: Tensor | None, x: Tensor, y: Te
     """y [T, N] of x [T, G * K] by the tensor cores; of weight [N, K] each N / G rows have K columns of their own."""
     need(weight, "weight", device=x.device, align=16)
     x, machine, tokens, (height, columns) = aligned(x), machine_of(x.device), len(x), weight.shape
-    parts = -(-tokens // _FEW_TOKENS)
-    if parts == 1 or height * parts <= _PASSES:
+    if parts := parts_of(tokens, height):
         rows = tile_rows(height, machine) if forms is _DENSE else 16
         form = few(rows, height, columns, tokens, machine, forms.stored, groups)
         if form is not None:
@@ -180,22 +186,30 @@ def _launch(forms: Forms, weight: Tensor, scale: Tensor | None, x: Tensor, y: Te
     forms.many[wide](grid, 256, boxes, scale, beside, y, *sizes, smem=smem, pdl=True)
 
 
+def parts_of(tokens: int, height: int) -> int:
+    """Blocks side by side on so many tokens, where the form for few takes them with so many rows; else none."""
+    parts = -(-tokens // FEW_TOKENS)
+    return parts if parts == 1 or height * parts <= _PASSES else 0
+
+
 def aligned(x: Tensor) -> Tensor:
     """The same rows [T, K], each at a multiple of 16 bytes, as copies want them."""
     bytes_apart = x.stride(0) * x.element_size() if len(x) > 1 else 0
     return x.clone(memory_format=torch.contiguous_format) if (x.data_ptr() | bytes_apart) % 16 else x
 
 
-def _kind(weight: Tensor | QTensor) -> str:
+def kind_of(weight: Tensor | QTensor) -> str:
+    """The dtype or the format of a matrix, by name."""
     return weight.format.name if isinstance(weight, QTensor) else str(weight.dtype).removeprefix("torch.")
 
 
-def _refuse_groups(x: Tensor, weight: Tensor | QTensor) -> str | None:
+def refuse_groups(x: Tensor, weight: Tensor | QTensor) -> str | None:
+    """Why no kernel takes the products of groups, or None."""
     data = weight.data if isinstance(weight, QTensor) else weight
     if not (x.is_cuda and data.is_cuda):
         return f"x is on {x.device}, the weight on {data.device}"
-    if x.dtype != torch.bfloat16 or _kind(weight) not in _GROUPED:
-        return f"x is {str(x.dtype).removeprefix('torch.')} and the weight {_kind(weight)}"
+    if x.dtype != torch.bfloat16 or kind_of(weight) not in _GROUPED:
+        return f"x is {str(x.dtype).removeprefix('torch.')} and the weight {kind_of(weight)}"
     if not x.is_contiguous() or not data.is_contiguous():
         return f"strides are {list(x.stride())} and {list(data.stride())}"
     groups, (rows, columns) = x.shape[1], weight.shape
@@ -204,12 +218,13 @@ def _refuse_groups(x: Tensor, weight: Tensor | QTensor) -> str | None:
     return None
 
 
-@grouped_linear.impl("fused", accepts=_refuse_groups)
-def _grouped_linear(x: Tensor, weight: Tensor | QTensor) -> Tensor:
+@grouped_linear.impl("fused", accepts=refuse_groups)
+def group_products(x: Tensor, weight: Tensor | QTensor) -> Tensor:
+    """`grouped_linear`, for ops that begin with it."""
     tokens, groups, columns = x.shape
     data, scale = (weight.data, weight.scale) if isinstance(weight, QTensor) else (weight, None)
     need(data, "weight", shape=(None, columns))
     y = torch.empty(tokens, data.shape[0], dtype=x.dtype, device=x.device)
     if tokens:
-        _launch(_GROUPED[_kind(weight)], data, scale, x.flatten(1), y, groups)
+        _launch(_GROUPED[kind_of(weight)], data, scale, x.flatten(1), y, groups)
     return y

@@ -32,7 +32,8 @@ from dsv4.ops.index import entry_rows, select_rows
 from dsv4.ops.index_logits import index_logits
 from dsv4.ops.index_queries import IndexQueries, index_queries
 from dsv4.ops.kv import write_kv
-from dsv4.ops.linear import grouped_linear, linear, scaled_matmul, shared_input
+from dsv4.ops.linear import scaled_matmul, shared_input
+from dsv4.ops.linear_grouped import grouped_linear_quant
 from dsv4.ops.linear_heads import scaled_matmul_q_norm_rope
 from dsv4.ops.mhc import Mixer, mhc_post_pre_norm_quant, mhc_pre_norm_quant
 from dsv4.ops.norm import rms_norm_quant
@@ -40,7 +41,7 @@ from dsv4.ops.prefetch import prefetch
 from dsv4.ops.rope import Rotation
 from dsv4.quant.formats import FP8_BLOCK, FP8_ROW, Format
 from dsv4.quant.index_keys import KeyLayout
-from dsv4.quant.rounding import FP8, Numerics
+from dsv4.quant.rounding import Numerics
 from dsv4.quant.tensor import QTensor
 from dsv4.taps import tap
 
@@ -136,8 +137,8 @@ class StoredAttention:
         cache.join()
         index.join()
         values = attend(q, store.near.pages, places.window, store.far.pages, far, self.sink, turn)
-        grouped = grouped_linear(values.view(len(x), self.groups, -1), self.wo_a)
-        y = linear(grouped, self.wo_b, FP8)
+        grouped = grouped_linear_quant(values.view(len(x), self.groups, -1), self.wo_a, FP8_ROW)
+        y = scaled_matmul(grouped, self.wo_b, x.dtype)
         ahead.join()
         return y
 

@@ -235,6 +235,7 @@ def all_ops() -> Mapping[str, Op[..., Any]]:
         index_queries,
         kv,
         linear,
+        linear_grouped,
         linear_heads,
         mhc,
         moe,

@@ -20,8 +20,8 @@ from tests.shim.probes import PROBES
 
 # Ops whose kernels threads cannot play, and those that they can with the headers of tests/shim/hopper.
 TENSOR_CORES = (
-    "grouped_linear", "grouped_scaled_matmul", "linear", "scaled_matmul", "scaled_matmul_q_norm_rope", "shared_input",
-    "stored_moe",
+    "grouped_linear", "grouped_linear_quant", "grouped_scaled_matmul", "linear", "scaled_matmul",
+    "scaled_matmul_q_norm_rope", "shared_input", "stored_moe",
 )  # fmt: skip
 PLAYED = ("attend", "attend_quant", "index_logits")
 

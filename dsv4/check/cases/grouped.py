@@ -1,4 +1,4 @@
-"""The first half of the output projection: groups of columns, each with a matrix of its own, in BF16 and in FP8."""
+"""The first half of the output projection: groups of columns, each with a matrix of its own, in BF16, FP8 and mixed."""
 
 from __future__ import annotations
 
@@ -12,12 +12,17 @@ from torch import Tensor
 from dsv4.check.cases.inputs import BF16, FP32, INF, NAN, normal
 from dsv4.check.cases.linear import MANY, NEAR, RANKS, matrix, rows_of
 from dsv4.check.cases.matmul import weights
+from dsv4.check.cases.quantize import searched
 from dsv4.check.contract import Arguments, Case, Size
 from dsv4.check.metrics import Bound, Bounds
 from dsv4.ops.linear import dense, grouped_linear, grouped_scaled_matmul
+from dsv4.ops.linear_grouped import grouped_linear_quant
+from dsv4.quant.formats import FP8_ROW
 from dsv4.quant.tensor import QTensor
 
 BF16_NEAR: Bounds = {"bf16": Bound("rms", 2.5e-3)}  # one rounding; before it a sum of FP32
+# A number that is rounded the other way moves a code now and then, and the scale of a block whose largest it is.
+CODES: Bounds = {"data": Bound("rms", 2.0**-5)}
 # rows, columns and groups of wo_a; a rank has whole groups of it
 SHAPES = {"flash wo_a": (8192, 4096, 8), "pro wo_a": (16384, 4096, 16)}
 SLICES = {f"{label} of {n}": (r // n, c, g // n) for label, (r, c, g) in SHAPES.items() for n in RANKS}
@@ -44,6 +49,7 @@ def exact(given: Arguments, found: Any) -> Tensor:
 def cases() -> Iterator[Case]:
     yield from _bf16()
     yield from _fp8()
+    yield from _quantised()
 
 
 def _bf16() -> Iterator[Case]:
@@ -80,6 +86,35 @@ def _fp8() -> Iterator[Case]:
     for label, (rows, columns, groups), tokens, size, flops in _timed():
         make = partial(given, tokens, rows, columns, groups, BF16)
         yield case(name=f"{label} {tokens}", make=make, size=size, bench=label, flops=flops)
+
+
+def _quantised() -> Iterator[Case]:
+    """BF16 in, bytes out: judged by their values, as a number that is rounded the other way may move a scale."""
+    case = partial(Case, op=grouped_linear_quant, tokens=(0,), bounds=CODES, outcome=_decoded, wanted=_stored_rows)
+    for stored in (True, False):
+        kind = "fp8" if stored else "bf16"
+        for shape in SMALL + LARGE:
+            size: Size = "small" if shape in SMALL else "full"
+            yield case(name=f"{_named(*shape)} {kind}", make=partial(_rows, *shape, stored), size=size)
+    yield case(name="odd rows, odd codes", make=lambda: (*_odd(), FP8_ROW))
+    yield case(name="groups of half a tile", make=partial(_rows, 2, 192, 128, 3, True), refusable=True)
+    for label, (rows, columns, groups), tokens, size, flops in _timed():
+        make = partial(_rows, tokens, rows, columns, groups, True)
+        yield case(name=f"{label} {tokens}", make=make, size=size, bench=f"{label} to bytes", flops=flops)
+
+
+def _rows(tokens: int, rows: int, columns: int, groups: int, stored: bool) -> Arguments:
+    return *_wide(tokens, rows, columns, groups, stored), FP8_ROW
+
+
+def _decoded(given: Arguments, found: Any) -> dict[str, Tensor]:
+    """Values, and which blocks are stored as NaN."""
+    return {"data": found.values().float(), "nan": found.scale.view(torch.uint8) == 255}
+
+
+def _stored_rows(given: Arguments, found: Any) -> dict[str, Tensor]:
+    x, weight, fmt = given
+    return _decoded(given, searched(grouped_linear.reference(x, weight).cpu(), fmt))
 
 
 def _timed() -> Iterator[tuple[str, tuple[int, int, int], int, Size, int]]:
