@@ -47,11 +47,15 @@ _SIMT: Final = {
     "write_kv": ("fused",),
 }
 _HOPPER: Final = ("attend", "grouped_scaled_matmul", "linear", "scaled_matmul", "shared_input", "stored_moe")
-_FUSING_HOPPER: Final = ("attend_quant", "grouped_linear_quant", "scaled_matmul_q_norm_rope")
+_FUSING_HOPPER: Final = {
+    "attend_quant": ("fused", "unfused"),
+    "grouped_linear_quant": ("unfused", "fused"),  # the fused one has not been timed
+    "scaled_matmul_q_norm_rope": ("fused", "unfused"),
+}
 # The only place where the choice stands: architecture -> op -> implementations, the best first. "unfused" is the op's
 # own body over the kernels of the smaller ops, and stands where these leave nothing to plain PyTorch.
 PREFER: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = dict.fromkeys(ARCHITECTURES, _SIMT) | {
-    "sm_90a": _SIMT | dict.fromkeys(_HOPPER, ("fused",)) | dict.fromkeys(_FUSING_HOPPER, ("fused", "unfused")),
+    "sm_90a": _SIMT | dict.fromkeys(_HOPPER, ("fused",)) | _FUSING_HOPPER,
 }
 # Libraries beside our kernels, which are judged and timed with them but run only where they are named: a row of theirs
 # has other bits in other company.

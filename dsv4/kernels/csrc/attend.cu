@@ -18,9 +18,10 @@
 // Cluster strands lie on up to 8 pairs of blocks, which merge them through each other's memory. Where there are many tokens a
 //         pair has all strands of its tile: of one chunk each, its streams fold them as they come; of several, each is folded
 //         behind those before it, which wait in shared memory.
-// Measured on an H100 (bench/results/2026-11-28-attend.jsonl), less two waits that were missing: CSA 10.8 us, 64 tokens 26.6 (202
-//         TFLOP/s); HCA with 64 entries 8.6 and 14.4; with 8,192 39.1; 64 tokens of Pro's CSA 79 (245 TFLOP/s). Where a
-//         stream has two strands of 32 heads, or folds strands of several chunks, it has not run.
+// Measured on an H100 (bench/results/2026-11-28-attend.jsonl): CSA 11.2 us, 64 tokens 27.2; HCA with 64 entries 9.0 and 15.0; with
+//         8,192 40.5 and 465; of Pro CSA 19.3 and 80.1. One token's arguments, 64 sets of them, are in the second cache; in a
+//         layer, cold, it takes 12 to 17. Beside it FlashMLA (2026-11-28-peers.jsonl): CSA 15.6 and 47.8, Pro 16.8 and 62.2;
+//         4,096 tokens of a prompt 661 of Flash and 2,228 of Pro on rows decoded before, where this takes 1,570 and 4,743.
 // Tried   in the same file: "mma.sync", 16 or 32 heads a tile, eight warps that widen and eight that multiply: CSA 10.8 and 43.8,
 //         8,192 entries 34.1. "one stream": both warpgroups of a block on one chunk, the next one's scores ahead, meet twice a
 //         chunk and wait alike: 13.2, 45.1. "bulk copies" of rows: a warp issues them a lane at a time, 11.7 and 32.8. "teams":
