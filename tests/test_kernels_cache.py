@@ -92,7 +92,7 @@ def kill_a_write(where: Places, entry: Entry, packed: bytes, moments: random.Ran
     kill_one(work, lambda: any(folder.glob("other.*")), moments.uniform(0, 0.02))
 
 
-@pytest.mark.parametrize("kills", [10, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [10, pytest.param(50, marks=pytest.mark.slow)])
 def test_a_killed_build_makes_nobody_wait(kills: int, tmp_path: Path, entry: Entry, large: bytes, seed: int) -> None:
     """SIGKILL at random moments of a build, and of a write; then a build, timed, from what was left behind."""
     where, moments = places(tmp_path), random.Random(seed)
