@@ -203,6 +203,19 @@ class ModelConfig:
         """The compression ratio of every main layer."""
         return self.compress_ratios[: self.num_hidden_layers]
 
+    def shortened(self, layers: int) -> ModelConfig:
+        """The first layers of it, without a draft. ConfigError where it has not so many."""
+        if not 0 < layers <= self.num_hidden_layers:
+            raise ConfigError("layers", got=layers, wanted=f"1 to {self.num_hidden_layers}")
+        return dataclasses.replace(
+            self,
+            num_hidden_layers=layers,
+            compress_ratios=self.compress_ratios[:layers],
+            num_hash_layers=min(layers, self.num_hash_layers),
+            num_nextn_predict_layers=0,
+            dspark=None,
+        )
+
     @property
     def draft(self) -> Draft | None:
         """Which drafter `mtp.*` holds. The `dspark_*` keys decide: `num_nextn_predict_layers` is 1 in both releases."""

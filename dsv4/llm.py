@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -28,8 +28,8 @@ from dsv4.chat.parse import parse_completion
 from dsv4.chat.tokenizer import Tokenizer
 from dsv4.checkpoint.hub import find_model
 from dsv4.checkpoint.ledger import Ledger, balance
+from dsv4.checkpoint.load import Handed, Progress, Weight, load_ledger
 from dsv4.checkpoint.load import LoadProgress as LoadProgress
-from dsv4.checkpoint.load import Progress, Weight, load_ledger
 from dsv4.checkpoint.reader import Checkpoint
 from dsv4.config import EngineOptions, ModelConfig, Resolved, read_json
 from dsv4.config_fields import shown
@@ -87,7 +87,7 @@ class LLM:
         _install(options)
         torch.set_num_threads(_threads(config))
         weights = load_ledger(checkpoint, ledger, config, options.device, progress)
-        engine = _engine(config, weights, options, tokenizer, guesses)
+        engine = _engine(config, Handed(weights), options, tokenizer, guesses)
         resolved = Resolved(config, options, _facts(directory, config, options, ledger, guesses))
         return cls(directory, config, tokenizer, engine, resolved, dialect)
 
@@ -284,19 +284,36 @@ def _fitted(options: EngineOptions, config: ModelConfig) -> EngineOptions:
 
 
 def _check_memory(ledger: Ledger, config: ModelConfig, options: EngineOptions) -> None:
-    """The references hold weights as FP32. Refuse what cannot fit before the machine runs out of memory."""
-    needed = 4 * sum(param.size for param in ledger.params) + cache_bytes(config, options)
+    """Refuse what cannot fit before the machine runs out of memory."""
+    needed = weight_bytes(ledger, options) + cache_bytes(config, options)
     if torch.device(options.device).type == "cuda":
         total = torch.cuda.mem_get_info(options.device)[1]
     else:
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > total:
         raise ConfigError(
-            "this does not fit into memory: the references hold weights as FP32",
+            "this does not fit into memory" + ("" if _in_bytes(options) else ": the references hold weights as FP32"),
             got=f"{needed / 1e9:,.1f} GB of weights and cache",
             wanted=f"at most the {total / 1e9:,.1f} GB of {options.device}",
             do="take a smaller checkpoint, a shorter --max-context or a larger machine",
         )
+
+
+def _in_bytes(options: EngineOptions) -> bool:
+    return options.stored and torch.device(options.device).type == "cuda"
+
+
+def weight_bytes(ledger: Ledger, options: EngineOptions) -> int:
+    """What the weights take while they are loaded: FP32, but in stored layers on a GPU the bytes of their files.
+
+    There a layer is packed from what was read, and the embedding widened, with both forms of it in memory.
+    """
+    if not _in_bytes(options):
+        return 4 * sum(param.size for param in ledger.params)
+    layers: Counter[str] = Counter()
+    for param in ledger.params:
+        layers[".".join(param.name.split(".")[:2])] += sum(spec.nbytes for spec in param.stored())
+    return ledger.nbytes + max(max(layers.values()), 4 * max(param.size for param in ledger.params))
 
 
 def _guesses(config: ModelConfig, options: EngineOptions) -> int:

@@ -79,15 +79,7 @@ def steps(
     """Times of models of layers of one kind, of each of the counts."""
     device = torch.device("cuda", torch.cuda.current_device())
     most = max(counts)
-    ratios = (LAYERS[kind],) * most
-    own = replace(
-        config,
-        num_hidden_layers=most,
-        compress_ratios=ratios,
-        num_hash_layers=0,
-        num_nextn_predict_layers=0,
-        dspark=None,
-    )
+    own = replace(config.shortened(most), compress_ratios=(LAYERS[kind],) * most, num_hash_layers=0)
     kernels.install()
     options = EngineOptions(
         device=str(device), stored=True, kernels="auto", prefill_chunk=1, reuse_points=0, draft_slack=0
@@ -104,7 +96,7 @@ def steps(
 
 def _step(model: Model, config: ModelConfig, kind: str, point: Point, options: EngineOptions, samples: int) -> Step:
     count = len(model.blocks)
-    store = Store(replace(config, num_hidden_layers=count, compress_ratios=config.compress_ratios[:count]), options)
+    store = Store(config.shortened(count), options)
     for layer in store.layers:
         assert isinstance(layer, StoredLayer)
         _fill(layer)

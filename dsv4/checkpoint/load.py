@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, NamedTuple
 
@@ -36,6 +36,25 @@ class LoadProgress(NamedTuple):
 
 
 Progress = Callable[[LoadProgress], None]
+
+
+class Handed(Mapping[str, Weight]):
+    """Weights that are given away, each once: whoever packs or widens one then has it alone, and may free it."""
+
+    def __init__(self, weights: dict[str, Weight]) -> None:
+        self._weights = weights
+
+    def __getitem__(self, name: str) -> Weight:
+        return self._weights.pop(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._weights
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
 
 
 def load(

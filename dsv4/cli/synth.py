@@ -19,12 +19,14 @@ _CONFIG_HELP: Final = "a config.json's directory, or: " + ", ".join(NAMED)
 def synth(
     out: Annotated[Path, typer.Option("--out", help="directory to write")],
     config: Annotated[str, typer.Option("--config", help=_CONFIG_HELP)] = "tiny-pro",
+    layers: Annotated[int | None, typer.Option(help="only its first layers, without a draft")] = None,
     seed: Annotated[int, typer.Option("--seed", help="the same seed writes the same tensors")] = 0,
     shard_bytes: Annotated[int, typer.Option("--shard-bytes", min=1, help="largest file")] = 4 << 30,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace weights that are there")] = False,
 ) -> None:
     """Write random weights of a configuration, with the embedded tokenizer where its vocabulary fits."""
     model = ModelConfig.find(config)
+    model = model if layers is None else model.shortened(layers)
     # The checkpoint room takes seconds to import: not before the usage has been checked.
     from dsv4.checkpoint import synth as writer
 

@@ -44,10 +44,9 @@ class Places:
 
     def prepare(self) -> None:
         """Compute now what more than one branch of a layer reads (`model/beside.py`): none may wait for another's."""
-        for ready in (self.write, self.window):
-            assert len(ready) == len(self.slots)
+        _ = self.write, self.window
         if self.layout.ratio:
-            assert len(self.own_key) == len(self.visible)
+            _ = self.own_key, self.visible
 
     @cached_property
     def write(self) -> Tensor:
