@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 
 from dsv4.cli.main import main
 from dsv4.engine.request import Sampling
@@ -46,7 +47,7 @@ SLOW = ("dsv4 eval", "dsv4 kernels")  # half a minute
 def test_a_command_of_the_readme_runs(
     line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With exit code 0; the one for a checkpoint that is not here says so in one line."""
+    """With exit code 0; one for a checkpoint or a GPU that is not here says so in one line."""
     monkeypatch.chdir(tmp_path)
     if "dsv4 serve" in line:  # all of it but the serving, which does not end, and its port, which may be taken
         bind = run_server.bind
@@ -60,6 +61,9 @@ def test_a_command_of_the_readme_runs(
     if "/models/" in line:
         assert code == 1
         assert "does not exist" in err
+    elif line.startswith("dsv4 bench decode") and not torch.cuda.is_available():
+        assert code == 1
+        assert "got no GPU" in err
     else:
         assert code == 0
         assert (out + err if "dsv4 serve" in line else out).strip()
