@@ -24,10 +24,13 @@ SMALL = [
     for label, case in played("attend", "attend_quant").items()
     if case.size == "small" and case.name != "no token"
 ]
+LONG = ("more chunks than strands", "32 heads")  # seconds each
 FULL = [label for label, case in played("attend", "attend_quant").items() if case.size == "full"]
 
 
-@pytest.mark.parametrize("label", SMALL)
+@pytest.mark.parametrize(
+    "label", [pytest.param(one, marks=[pytest.mark.slow] * any(name in one for name in LONG)) for one in SMALL]
+)
 def test_a_case(label: str) -> None:
     """Memory, the same bits in another order of threads, a token alone, reference and oracle."""
     assert problems(label) == []

@@ -36,7 +36,7 @@ def architecture(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("label", SMALL)
-@EVERYWHERE
+@pytest.mark.parametrize("hopper", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["hopper", "elsewhere"])
 def test_a_case(hopper: bool, label: str) -> None:
     """Memory, the same bits in another order of threads, a token alone, reference and oracle."""
     assert problems(label) == []

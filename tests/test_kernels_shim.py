@@ -141,6 +141,7 @@ def test_no_race(label: str) -> None:
     assert {name for name, leaf in found[0].items() if differing(leaf.tensor, found[1][name].tensor)} == set()
 
 
+@pytest.mark.slow
 def test_what_has_to_be_accepted_is() -> None:
     """Of the cases that are run on no CPU for their size too, but the largest."""
     with shim.posing():
