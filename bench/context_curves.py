@@ -26,6 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 from dsv4.bench.clock import copy_bandwidth
+from dsv4.bench.decode import LAYERS as RATIOS
+from dsv4.bench.decode import Point as Point
 from dsv4.bench.ops import Measured, circumstances, clocked, moved
 from dsv4.check.cases import (
     attend,
@@ -49,20 +51,12 @@ from dsv4.quant.index_keys import KEY_LAYOUTS, KeyLayout
 
 WHAT: Final = "context curves"
 HEADS: Final = {"flash": attend.FLASH, "pro": attend.PRO}
-RATIOS: Final = {"CSA": compress.OVERLAPPED, "HCA": 128}  # tokens of an entry
 AMONG: Final = 4  # times as many entries as are picked
 # Colours that colour-blind people tell apart, in the order of a step.
 COLOURS: Final = {
     "compress_kv": "#56b4e9", "compress_keys": "#009e73", "index_queries": "#e69f00", "index_logits": "#d55e00",
     "select_rows": "#cc79a7", "attend": "#0072b2",
 }  # fmt: skip
-
-
-class Point(NamedTuple):
-    """So many sequences, a token of each, behind so many tokens of context."""
-
-    sequences: int
-    context: int
 
 
 class Grid(NamedTuple):

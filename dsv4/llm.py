@@ -179,8 +179,7 @@ def _engine(
 
 def _in_graphs(options: EngineOptions) -> bool:
     """A capture takes what the host does not wait for: kernels do, references do not."""
-    on_gpu = torch.device(options.device).type == "cuda"
-    return options.graphs and options.stored and on_gpu and not {"reference", "covered"} & {*options.choices.values()}
+    return options.graphs and _in_bytes(options) and not {"reference", "covered"} & {*options.choices.values()}
 
 
 def _rehearse(runner: Runner, options: EngineOptions) -> None:
@@ -312,7 +311,7 @@ def weight_bytes(ledger: Ledger, options: EngineOptions) -> int:
         return 4 * sum(param.size for param in ledger.params)
     layers: Counter[str] = Counter()
     for param in ledger.params:
-        layers[".".join(param.name.split(".")[:2])] += sum(spec.nbytes for spec in param.stored())
+        layers[".".join(param.name.split(".")[:2])] += param.nbytes
     return ledger.nbytes + max(max(layers.values()), 4 * max(param.size for param in ledger.params))
 
 

@@ -27,7 +27,6 @@ from dsv4.cache.paged import Paged
 from dsv4.cache.store import Store
 from dsv4.cache.stored import StoredLayer
 from dsv4.checkpoint.names import parameters
-from dsv4.checkpoint.specs import Param
 from dsv4.checkpoint.synth import RandomWeights
 from dsv4.config import EngineOptions, ModelConfig
 from dsv4.engine.graphs import Graphs, Shape
@@ -35,6 +34,8 @@ from dsv4.errors import ConfigError
 from dsv4.model.batch import Segment
 from dsv4.model.model import Model
 from dsv4.ops.op import use
+from dsv4.quant.index_keys import FP4_KEYS
+from dsv4.quant.kv_rows import KvRow
 from dsv4.taps import listening
 
 LAYERS: Final = {"CSA": 4, "HCA": 128}  # tokens of an entry
@@ -111,7 +112,7 @@ def _step(model: Model, config: ModelConfig, kind: str, point: Point, options: E
     timing = in_stream([partial(graphs.run, segments, shape)] * _IN_A_ROW, samples)
     launches = _launches(graphs, segments, shape)
     layers = count * layer_bytes(config, mean(touched), point)
-    head = sum(_nbytes(param) for param in parameters(config) if param.name.startswith(("head.", "hc_head", "norm.")))
+    head = sum(param.nbytes for param in parameters(config) if param.name.startswith(("head.", "hc_head", "norm.")))
     del graphs, store
     gc.collect()
     torch.cuda.empty_cache()
@@ -126,22 +127,19 @@ def _launches(graphs: Graphs, segments: Sequence[Segment], shape: Shape) -> int:
     return sum(event.count for event in seen.key_averages() if event.self_device_time_total and "Mem" not in event.key)
 
 
-def _nbytes(param: Param) -> int:
-    return sum(spec.nbytes for spec in param.stored())
-
-
 def layer_bytes(config: ModelConfig, touched: float, point: Point) -> float:
     """Bytes that the last layer must read: its weights (of the routed experts those touched), and the caches."""
     name = f"layers.{config.num_hidden_layers - 1}."
     own = [param for param in parameters(config) if param.name.startswith(name)]
-    routed = sum(_nbytes(param) for param in own if ".ffn.experts." in param.name)
-    weights = sum(map(_nbytes, own)) - routed * (1 - touched / config.n_routed_experts)
+    routed = sum(param.nbytes for param in own if ".ffn.experts." in param.name)
+    weights = sum(param.nbytes for param in own) - routed * (1 - touched / config.n_routed_experts)
     ratio = config.compress_ratios[config.num_hidden_layers - 1]
     entries = point.context // ratio
     indexed = ratio == LAYERS["CSA"]
     picked = min(config.index_topk, entries) if indexed else entries
-    keys = entries * 68 if indexed and entries > config.index_topk else 0  # FP4 and scales
-    return weights + point.sequences * ((min(config.sliding_window, point.context) + picked) * 584 + keys)
+    keys = entries * sum(FP4_KEYS.sizes) if indexed and entries > config.index_topk else 0
+    row = sum(KvRow(config.head_dim, config.qk_rope_head_dim).sizes)
+    return weights + point.sequences * ((min(config.sliding_window, point.context) + picked) * row + keys)
 
 
 def _fill(layer: StoredLayer) -> None:
@@ -209,7 +207,7 @@ def check_fits(config: ModelConfig, counts: Sequence[int]) -> None:
     if not torch.cuda.is_available():
         raise ConfigError("dsv4 bench decode", got="no GPU that torch sees", wanted="an H100 or H200")
     layer = max(config.num_hidden_layers - 1, 0)
-    each = sum(_nbytes(param) for param in parameters(config) if param.name.startswith(f"layers.{layer}."))
+    each = sum(param.nbytes for param in parameters(config) if param.name.startswith(f"layers.{layer}."))
     free = torch.cuda.mem_get_info()[0]
     if each * (max(counts) + 2) > free:
         got = f"{max(counts)} layers of {each / 1e9:.1f} GB"

@@ -23,7 +23,7 @@ class Ledger:
 
     @property
     def nbytes(self) -> int:
-        return sum(spec.nbytes for param in self.params for spec in param.stored())
+        return sum(param.nbytes for param in self.params)
 
 
 def balance(config: ModelConfig, specs: Mapping[str, TensorSpec], draft: bool = True) -> Ledger:

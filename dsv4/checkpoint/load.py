@@ -87,7 +87,7 @@ def load_ledger(
         for part, params in _parts(ledger.params):
             loaded = pool.map(lambda param: _fetch(checkpoint, param, config, device), params)
             weights.update(zip((param.name for param in params), loaded, strict=True))
-            done += sum(spec.nbytes for param in params for spec in param.stored())
+            done += sum(param.nbytes for param in params)
             if progress is not None:
                 progress(LoadProgress(done, total, time.monotonic() - start, part))
     return weights

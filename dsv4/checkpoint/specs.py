@@ -53,6 +53,11 @@ class Param(NamedTuple):
         return math.prod(self.shape)
 
     @property
+    def nbytes(self) -> int:
+        """What it takes in its files."""
+        return sum(spec.nbytes for spec in self.stored())
+
+    @property
     def scale_name(self) -> str:
         """ "x.scale" beside "x.weight"; NVFP4, another producer's, says "x.weight_scale"."""
         assert self.format is not None

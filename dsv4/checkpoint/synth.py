@@ -49,7 +49,7 @@ def synth(
     `text_from` is a directory whose tokenizer and dialect are copied beside it. CheckpointError as `write` raises.
     """
     params = {param.name: param for param in parameters(config)}
-    total = sum(spec.nbytes for param in params.values() for spec in param.stored())
+    total = sum(param.nbytes for param in params.values())
     start, done = time.monotonic(), 0
 
     def produce(name: str) -> Weight:

@@ -49,7 +49,7 @@ def write_stream(
 ) -> None:
     """As `write`, but asks `produce` for one parameter at a time, in order, and never holds more than one."""
     shards = _split(list(params), max_shard_bytes)
-    total = sum(spec.nbytes for shard in shards for param in shard for spec in param.stored())
+    total = sum(param.nbytes for shard in shards for param in shard)
     target = Path(directory)
     _prepare(target, total, overwrite)
     table: dict[str, str] = {}
@@ -75,7 +75,7 @@ def _split(params: list[Param], limit: int) -> list[list[Param]]:
     shards: list[list[Param]] = []
     room = 0
     for param in params:
-        size = sum(spec.nbytes for spec in param.stored())
+        size = param.nbytes
         if not shards or size > room:
             shards.append([])
             room = limit

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Final
 
 from torch import Tensor
 
@@ -11,7 +11,7 @@ from dsv4.kernels import matmul
 from dsv4.kernels.launch import Kernel, need
 from dsv4.kernels.quantize import quantize_rows
 from dsv4.kernels.rows import stored_rows
-from dsv4.kernels.tiles import tensor_map
+from dsv4.kernels.tiles import ClusterForm, tensor_map
 from dsv4.ops.linear_grouped import grouped_linear_quant
 from dsv4.quant.formats import FP8_BLOCK, FP8_ROW, Format
 from dsv4.quant.tensor import QTensor
@@ -27,17 +27,8 @@ _KERNELS: Final = {
 }
 
 
-class Form(NamedTuple):
-    """How 128 rows lie on blocks; no choice changes a bit. turns: tiles of a block. smem: bytes of dynamic memory."""
-
-    cluster: int
-    turns: int
-    stages: int
-    smem: int
-
-
 @lru_cache
-def form(rows: int, columns: int, tokens: int, machine: matmul.Machine, stored: matmul.Stored) -> Form | None:
+def form(rows: int, columns: int, tokens: int, machine: matmul.Machine, stored: matmul.Stored) -> ClusterForm | None:
     """For a matrix, or None where tokens leave no room: all rows at once if they can be, by as many blocks as can."""
     parts, few = -(-tokens // matmul.FEW_TOKENS), min(tokens, matmul.FEW_TOKENS)
     stage, fixed = matmul.few_bytes(_ROWS, columns, few, stored)
@@ -51,7 +42,7 @@ def form(rows: int, columns: int, tokens: int, machine: matmul.Machine, stored: 
         cluster = next((n for n, held in most.items() if rows // _SCALED * parts * n <= held), 1)
         turns = _TILES // cluster
         stages = min(stages, matmul.FEW_STAGES[1], turns * -(-columns // (4 * stored.columns)))
-        return Form(cluster, turns, stages, stages * stage + fixed + _KEPT)
+        return ClusterForm(cluster, turns, stages, stages * stage + fixed + _KEPT)
     return None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from dsv4.kernels.heads import need_turn, refuse_eights
 from dsv4.kernels.launch import Kernel, need
 from dsv4.kernels.rope import norm_heads
 from dsv4.kernels.rows import NAMES
-from dsv4.kernels.tiles import tensor_map
+from dsv4.kernels.tiles import ClusterForm, tensor_map
 from dsv4.ops.linear import scaled_matmul
 from dsv4.ops.linear_heads import scaled_matmul_q_norm_rope
 from dsv4.ops.rope import Rotation
@@ -35,24 +35,15 @@ _ROOM: Final = {8: linear.MULTIPROCESSORS, 4: 56 * 4, 2: 2 * linear.MULTIPROCESS
 _product = scaled_matmul.implementations["fused"]
 
 
-class Form(NamedTuple):
-    """How a head lies on blocks; no choice changes a bit. turns: tiles of a block. smem: bytes of dynamic memory."""
-
-    cluster: int
-    turns: int
-    stages: int
-    smem: int
-
-
 @lru_cache
-def form(heads: int, columns: int, tokens: int, size: int) -> Form:
+def form(heads: int, columns: int, tokens: int, size: int) -> ClusterForm:
     """For a kernel of so many tokens and numbers of `size` bytes: all heads at once, two blocks to a multiprocessor."""
     cluster = next((blocks for blocks, most in _ROOM.items() if heads * blocks <= most), 1)
     turns, blocks = _TILES // cluster, columns // linear.COLUMNS
     floats = blocks * tokens + tokens * _PITCH + turns * blocks
     fixed = blocks * tokens * linear.COLUMNS + turns * tokens * _PITCH * size + 4 * floats + _BARRIERS
     stages = linear.ring(fixed, beside=2)
-    return Form(cluster, turns, stages, stages * linear.TILE_BYTES + fixed)
+    return ClusterForm(cluster, turns, stages, stages * linear.TILE_BYTES + fixed)
 
 
 def _refuse(x: QTensor, weight: QTensor, heads: int, eps: float, turn: Rotation, dtype: torch.dtype) -> str | None:

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import struct
 from functools import lru_cache
+from typing import NamedTuple
 
 from torch import Tensor
 
 from dsv4.kernels.driver import call, driver
 
 _MOST = 65536  # maps kept; one is 128 bytes
+
+
+class ClusterForm(NamedTuple):
+    """How a cluster's rows lie on its blocks; no choice changes a bit.
+
+    turns: tiles of a block. stages: of its ring. smem: bytes of dynamic memory.
+    """
+
+    cluster: int
+    turns: int
+    stages: int
+    smem: int
 
 
 def tensor_map(matrix: Tensor, rows: int, columns: int) -> bytes:
