@@ -82,7 +82,7 @@ struct Row {
   __device__ void expect(int round, int limit) const {
 #pragma unroll
     for (int j = 0; j < ROUNDS; j++)
-      if (threadIdx.x % 8 == 0 && at(round + j) < limit) prefetch(scores + at(round + j));
+      if (threadIdx.x % 8 == 0 && at(round + j) < limit) prefetch_line(scores + at(round + j));
   }
 };
 

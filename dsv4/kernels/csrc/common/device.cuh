@@ -127,7 +127,7 @@ __device__ __forceinline__ uint2 load_pair(const float* p, u32 at) {
 
 // Brings the line of an address into the second cache, where it is already or will be written. In front of a wait this
 // makes the compiler compute the address there and not behind it, and warms up its translation. It reads nothing.
-__device__ __forceinline__ void prefetch(const void* p) {
+__device__ __forceinline__ void prefetch_line(const void* p) {
 #ifdef __CUDA_ARCH__
   asm volatile("prefetch.global.L2 [%0];" ::"l"(p) : "memory");
 #endif

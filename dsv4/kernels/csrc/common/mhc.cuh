@@ -98,7 +98,7 @@ struct RangeSums {
   }
 
   __device__ void prefetch() const {
-    if (row <= n && adder < ranges) ::prefetch(from);
+    if (row <= n && adder < ranges) prefetch_line(from);
   }
 
   __device__ float load(int more) const {

@@ -165,7 +165,7 @@ __device__ __forceinline__ void finish(const T* streams, const float* partial, c
   const WayBack<HEAD ? 0 : M> way_back(site, warp == chunks);
   if (threadIdx.x < 32) scratch.all[0][threadIdx.x] = 0;
   const RangeSums ranges_sums(partial + token * ranges * (n + 1), ranges, n, blockDim.x / 32);
-  ranges_sums.prefetch(), prefetch(there ? here : streams);
+  ranges_sums.prefetch(), prefetch_line(there ? here : streams);
   pdl_wait();
   const float first = ranges_sums.load(0);
   constexpr bool EARLY = M && sizeof(T) == 2;  // else there are not the registers to hold all streams

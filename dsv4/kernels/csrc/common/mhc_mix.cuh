@@ -57,8 +57,8 @@ struct Share {
   }
 
   __device__ void prefetch() const {
-    ::prefetch(at.y), ::prefetch(at.before), ::prefetch(at.streams), ::prefetch(at.post);
-    ::prefetch(at.comb);
+    prefetch_line(at.y), prefetch_line(at.before), prefetch_line(at.streams), prefetch_line(at.post);
+    prefetch_line(at.comb);
   }
 
   __device__ void skip(i64 tokens, int d) {
@@ -120,7 +120,7 @@ __device__ __forceinline__ void few(const Streams<T>& in, const float* fn, float
   if constexpr (M > 0) held.load(fn, least, range, d);
   float* to = partial + ((i64)group * ranges + range) * (n + 1);
   Share<T> share(in, group, d, range);
-  prefetch(to);
+  prefetch_line(to);
   if (POST) share.prefetch();
   pdl_wait();
   int turn = 0;
