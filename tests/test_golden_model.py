@@ -134,7 +134,7 @@ PLANTED: dict[str, tuple[str, Callable[..., Any]]] = {
     ),
     "gate clamped from below": ("ops.moe.swiglu", lambda real, gate, up, c: real(gate.clamp(min=-0.1), up, c)),
     "no clamp": ("ops.moe.swiglu", lambda real, gate, up, c: real(gate, up, 0)),
-    "window one short": ("model.places.window_positions", lambda real, p, window: real(p, window - 1)),
+    "window one short": ("ops.step.window_positions", lambda real, p, window: real(p, window - 1)),
     "no query norm": ("model.attention.unit_rms", lambda real, x, eps: x),
     "one entry too few": ("model.attention.select_rows", lambda real, scores, seen, k: real(scores, seen, k - 1)),
     "no routing bias": ("model.moe.route", lambda real, x, gate, bias, *more: real(x, gate, None, *more)),

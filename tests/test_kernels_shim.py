@@ -27,7 +27,9 @@ from tests.shim.build import build, kernels, library
 from tests.shim.everyday import cases, problems
 from tests.shim.probes import PROBES
 
-FILES = ("norm.cu", "quantize.cu", "moe.cu", "rope.cu", "kv.cu", "matmul.cu", "best.cu", "route.cu", "compress.cu")
+FILES = (
+    "norm.cu", "quantize.cu", "moe.cu", "rope.cu", "kv.cu", "matmul.cu", "best.cu", "route.cu", "compress.cu", "step.cu"
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("label", cases())

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dsv4.ops.op import Explained
 
 _SIMT: Final = {
+    "block_rows": ("fused",),
     "compress_keys": ("fused",),
     "compress_kv": ("fused",),
     "entry_rows": ("fused",),
@@ -39,11 +40,13 @@ _SIMT: Final = {
     "rms_norm": ("fused",),
     "rms_norm_quant": ("fused", "unfused"),
     "rope": ("fused",),
+    "rotations": ("fused",),
     "route": ("cluster", "fused"),
     "select_rows": ("fused",),
     "swiglu": ("fused",),
     "swiglu_quant": ("fused",),
     "unit_rms": ("fused",),
+    "window_rows": ("fused",),
     "write_kv": ("fused",),
 }
 _HOPPER: Final = ("attend", "grouped_scaled_matmul", "linear", "scaled_matmul", "shared_input", "stored_moe")
@@ -97,6 +100,7 @@ def _register() -> None:
         route,
         sample,
         select,
+        step,
     )
 
 

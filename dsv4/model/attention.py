@@ -51,7 +51,7 @@ class Indexer:
         q = rope(project(latent, self.wq_b).view(-1, self.heads, self.dim), turn)
         q = quantize_index(q, self.rounds.index)
         scores = index_scores(q, head_weights(x, self.weights_proj, self.dim), store.keys, places.keys)
-        return select_rows(scores, places.visible, self.k)
+        return select_rows(scores, places.blocks(0).visible, self.k)
 
 
 def _entries(tail: Tensor, weights: Compressor, places: Places, dtype: torch.dtype, eps: float) -> Tensor:
@@ -120,7 +120,7 @@ class Attention:
         """
         if self.indexer is None:
             return places.every_row
-        if places.longest // self.ratio <= self.indexer.k:
+        if places.most <= self.indexer.k:
             tap("selected", self.layer, places.every)
             return places.every_row
         chosen = self.indexer.select(x, latent, turn, places, store)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from dsv4.cache.store import AnyLayer
 from dsv4.config import ModelConfig
 from dsv4.model.places import Closing, Places
 from dsv4.ops.rope import Rotation, frequencies, rotation
+from dsv4.ops.step import WindowRows, rotations, window_rows
 
 
 @dataclass(frozen=True)
@@ -33,26 +35,23 @@ class Batch:
     slots: Tensor  # [T]
     plain: Rotation  # of the layers without compression
     yarn: Rotation  # of the layers that compress
+    block_turns: Mapping[int, Rotation]  # by ratio: of the first positions of the tokens' blocks
     closing: Mapping[int, Closing | None]  # by ratio; None where no block ends
     longest: int  # largest position + 1
     most: int  # tokens of one sequence
-    steps: Steps
     _places: dict[LayerLayout, Places] = field(default_factory=dict)
-    _block_turns: dict[int, Rotation] = field(default_factory=dict)
+    _windows: dict[tuple[int, int], WindowRows] = field(default_factory=dict)
 
     def places(self, store: AnyLayer) -> Places:
         """Where this step reads and writes in this cache; one object for all layers of a `Store` that look alike."""
         layout = store.layout
         if layout not in self._places:
-            closing = self.closing.get(layout.ratio)
-            self._places[layout] = Places(layout, store.table, self.slots, self.positions, self.longest, closing)
+            ring = layout.window, layout.span
+            if ring not in self._windows:
+                self._windows[ring] = window_rows(self.slots, self.positions, *ring)
+            given = store.table, self.slots, self.positions, self.longest, self._windows[ring]
+            self._places[layout] = Places(layout, *given, self.closing.get(layout.ratio))
         return self._places[layout]
-
-    def block_turn(self, ratio: int) -> Rotation:
-        """The rotations of the first positions of the tokens' blocks of `ratio`, [T, R]."""
-        if ratio not in self._block_turns:
-            self._block_turns[ratio] = rotation(self.positions // ratio * ratio, self.steps.yarn)
-        return self._block_turns[ratio]
 
     def turn(self, ratio: int) -> Rotation:
         """The rotation that layers of this ratio use, for queries, keys and outputs alike."""
@@ -61,14 +60,21 @@ class Batch:
 
 @dataclass(frozen=True)
 class Steps:
-    """The two tables of angular steps of a model."""
+    """The two tables of angular steps of a model, and the ratios whose blocks turn by their first positions."""
 
     plain: Tensor
     yarn: Tensor
+    ratios: tuple[int, ...] = ()
+
+    @cached_property
+    def tables(self) -> tuple[Tensor, Tensor]:
+        """What `rotations` takes: plain, YaRN, and YaRN of every ratio."""
+        every = torch.tensor([1, 1, *self.ratios], device=self.plain.device)
+        return torch.stack((self.plain, *[self.yarn] * (1 + len(self.ratios)))), every
 
     @classmethod
-    def of(cls, config: ModelConfig, device: str) -> Steps:
-        """Plain RoPE for layers without compression, YaRN for all others."""
+    def of(cls, config: ModelConfig, device: str, stored: bool = False) -> Steps:
+        """Plain RoPE for layers without compression, YaRN for all others. Stored layers turn blocks as tokens come."""
         dims, scaling = config.qk_rope_head_dim, config.rope_scaling
         yarn = frequencies(
             dims,
@@ -78,7 +84,8 @@ class Steps:
             scaling.beta_fast,
             scaling.beta_slow,
         )
-        return cls(frequencies(dims, config.rope_theta).to(device), yarn.to(device))
+        ratios = tuple(sorted(set(config.layer_ratios) - {0})) if stored else ()
+        return cls(frequencies(dims, config.rope_theta).to(device), yarn.to(device), ratios)
 
 
 def laid_out(segments: Sequence[Segment]) -> list[list[int]]:
@@ -100,8 +107,10 @@ def make_batch(segments: Sequence[Segment], ratios: Sequence[int], steps: Steps)
 def batch_of(tokens: Tensor, longest: int, most: int, closing: Mapping[int, Closing | None], steps: Steps) -> Batch:
     """A step of tokens as `laid_out` has them, int64 [3, T]. `longest` and `most` may be more than there are."""
     ids, slots, positions = tokens.unbind()
-    plain, yarn = rotation(positions, steps.plain), rotation(positions, steps.yarn)
-    return Batch(ids, positions, slots, plain, yarn, closing, longest, most, steps)
+    turns = rotations(positions, *steps.tables)
+    plain, yarn, *firsts = (Rotation(cos, sin) for cos, sin in zip(*turns, strict=True))
+    block_turns = dict(zip(steps.ratios, firsts, strict=True))
+    return Batch(ids, positions, slots, plain, yarn, block_turns, closing, longest, most)
 
 
 def _closing(places: Sequence[tuple[int, int]], ratio: int, yarn: Tensor) -> Closing | None:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from dsv4.cache.layout import LayerLayout
-from dsv4.ops.attention import window_positions
 from dsv4.ops.compress import block_tokens
 from dsv4.ops.index import KEY_BLOCK
 from dsv4.ops.rope import Rotation
+from dsv4.ops.step import BlockRows, WindowRows, block_rows
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Closing:
 
 
 class Places:
-    """Rows of a `LayerStore`, each computed when first asked for. T tokens; -1 stands for no row.
+    """Rows of a `LayerStore` or a `StoredLayer`, each computed when first asked for. T tokens; -1 stands for no row.
 
-    table: [slots, n] pages of every slot.
+    table: [slots, n] pages of every slot; near: rows of the windows, which layers of one ring share.
     """
 
     def __init__(
@@ -37,27 +37,25 @@ class Places:
         slots: Tensor,
         positions: Tensor,
         longest: int,
+        near: WindowRows,
         closing: Closing | None,
     ) -> None:
         self.layout, self.table, self.slots, self.positions = layout, table, slots, positions
         self.longest, self.closing = longest, closing
+        self.write, self.window = near  # rows of the tokens themselves, [T], and of those that they see, [T, span]
+        self._blocks: dict[int, BlockRows] = {}
 
-    def prepare(self) -> None:
-        """Compute now what more than one branch of a layer reads (`model/beside.py`): none may wait for another's."""
-        _ = self.write, self.window
-        if self.layout.ratio:
-            _ = self.own_key, self.visible
+    def blocks(self, count: int) -> BlockRows:
+        """What each token may see, and rows of `keys` or of stored entries: of its own entry, and of the first few."""
+        if count not in self._blocks:
+            pages = self.table, self.layout.ratio, self.layout.entries
+            self._blocks[count] = block_rows(self.slots, self.positions, *pages, count)
+        return self._blocks[count]
 
-    @cached_property
-    def write(self) -> Tensor:
-        """Rows of `kv` for the step's own window vectors, [T]."""
-        return self.layout.window_rows(self.slots, self.positions)
-
-    @cached_property
-    def window(self) -> Tensor:
-        """Rows of `kv` that each token's window covers, oldest first, [T, span]."""
-        seen = window_positions(self.positions, self.layout.span)
-        return torch.where(seen < 0, -1, self.layout.window_rows(self.slots.unsqueeze(1), seen))
+    @property
+    def most(self) -> int:
+        """Entries that a token of the longest context may see."""
+        return self.longest // self.layout.ratio
 
     @cached_property
     def tail(self) -> Tensor:
@@ -65,15 +63,10 @@ class Places:
         return self.layout.tail_rows(self.slots, self.positions)
 
     @cached_property
-    def visible(self) -> Tensor:
-        """How many entries each token may see, [T]: a block that ends at a token is visible to it."""
-        return (self.positions + 1) // self.layout.ratio
-
-    @cached_property
     def every(self) -> Tensor:
         """Every visible entry, ascending, [T, n]."""
-        numbers = torch.arange(self.longest // self.layout.ratio, device=self.slots.device)
-        return torch.where(numbers < self.visible.unsqueeze(1), numbers, -1)
+        numbers = torch.arange(self.most, device=self.slots.device)
+        return torch.where(numbers < self.blocks(0).visible.unsqueeze(1), numbers, -1)
 
     @cached_property
     def every_row(self) -> Tensor:
@@ -82,29 +75,13 @@ class Places:
 
     def rows(self, entries: Tensor) -> Tensor:
         """Rows of `kv` of chosen entries, [T, n]."""
-        return torch.where(entries < 0, -1, self.layout.entry_rows(self._pages(entries), entries))
-
-    def key_rows(self, entries: Tensor) -> Tensor:
-        """Rows of `keys` of chosen entries, [T, n]."""
-        return torch.where(entries < 0, -1, self.layout.key_rows(self._pages(entries), entries))
-
-    def _pages(self, entries: Tensor) -> Tensor:
-        return self.table[self.slots.unsqueeze(1), entries // self.layout.entries]
-
-    @cached_property
-    def every_key(self) -> Tensor:
-        """Rows of `keys` of `every`, [T, n]."""
-        return self.key_rows(self.every)
-
-    @cached_property
-    def own_key(self) -> Tensor:
-        """Row of `keys` of the entry to which each token belongs, [T]."""
-        return self.key_rows((self.positions // self.layout.ratio).unsqueeze(1)).squeeze(1)
+        pages = self.table[self.slots.unsqueeze(1), entries // self.layout.entries]
+        return torch.where(entries < 0, -1, self.layout.entry_rows(pages, entries))
 
     @property
     def width(self) -> int:
         """Entries to score: those of the longest context, in whole blocks."""
-        return -(-(self.longest // self.layout.ratio) // KEY_BLOCK) * KEY_BLOCK
+        return -(-self.most // KEY_BLOCK) * KEY_BLOCK
 
     @cached_property
     def keys(self) -> Tensor:

@@ -39,11 +39,12 @@ from dsv4.ops.mhc import Mixer, mhc_post_pre_norm_quant, mhc_pre_norm_quant
 from dsv4.ops.norm import rms_norm_quant
 from dsv4.ops.prefetch import prefetch
 from dsv4.ops.rope import Rotation
+from dsv4.ops.step import BlockRows
 from dsv4.quant.formats import FP8_BLOCK, FP8_ROW, Format
 from dsv4.quant.index_keys import KeyLayout
 from dsv4.quant.rounding import Numerics
 from dsv4.quant.tensor import QTensor
-from dsv4.taps import tap
+from dsv4.taps import heard, tap
 
 _FEW: Final = 64  # tokens
 _Compressed = tuple[Tensor, Tensor, Tensor, float, Rotation, StepTokens, Ring, int]  # the first of `compress_kv`
@@ -77,8 +78,9 @@ class StoredIndexer:
 
     def select(self, queries: IndexQueries, places: Places, keys: Paged[KeyLayout]) -> Tensor:
         """Entries for each token, ascending, -1 at the end: [T, k]."""
-        scores = index_logits(*queries, keys.pages, places.table, places.slots, places.visible, places.width)
-        return select_rows(scores, places.visible, self.k)
+        visible = places.blocks(0).visible
+        scores = index_logits(*queries, keys.pages, places.table, places.slots, visible, places.width)
+        return select_rows(scores, visible, self.k)
 
 
 class StoredAttention:
@@ -105,8 +107,10 @@ class StoredAttention:
     def __call__(self, x: Tensor, rows: QTensor, batch: Batch, store: StoredLayer) -> Tensor:
         """x: [T, d], normalised, and `rows`, the same as FP8_ROW; writes this step into `store`, returns [T, d]."""
         turn, places = batch.turn(self.ratio), batch.places(store)
-        places.prepare()
-        far = places.positions.new_empty(len(x), 0)
+        scored = self.indexer is not None and places.most > self.indexer.k
+        # Here, and not in one of the branches, of which none may wait for another's.
+        blocks = places.blocks(0 if scored else places.most) if self.ratio else None
+        far = blocks.rows if blocks else places.positions.new_empty(len(x), 0)
         cache, index, ahead = (Beside(x.device, n) for n in range(3))
         parts: Sequence[Tensor] = ()
         if self.dense is None:
@@ -115,20 +119,20 @@ class StoredAttention:
             dense, wide = shared_input(x, rows, self.dense, self.input)
             parts = dense.split(self.widths, 1)
         with cache.run():
-            if self.indexer is not None and store.keys is not None:
-                given = self._given(parts[1], self.indexer.compressor, store.key_tail, batch, places, store)
+            if self.indexer is not None and store.keys is not None and blocks:
+                given = self._given(parts[1], self.indexer.compressor, store.key_tail, batch, blocks, store)
                 compress_keys(*given, store.keys.pages, store.keys.layout)
                 cache.mark()
         latent = rms_norm_quant(wide[:, : self.lora], self.q_norm.weight, self.eps, FP8_ROW)[1]
-        heads = None
-        if self.indexer is not None and places.longest // self.ratio > self.indexer.k:
+        if self.indexer is not None and scored:
             heads = self.indexer.project(latent)  # in front of wq_b: what follows from it takes as long
-        if self.compressor is not None:
             with index.run():
-                far = self._entries(heads, parts, turn, places, store, cache)
+                far = self._chosen(self.indexer, heads, parts[2], turn, places, store, cache)
+        elif self.indexer is not None and heard():
+            tap("selected", self.layer, places.every)
         with cache.run(again=True):
-            if self.compressor is not None:
-                given = self._given(parts[0], self.compressor, store.tail, batch, places, store)
+            if self.compressor is not None and blocks:
+                given = self._given(parts[0], self.compressor, store.tail, batch, blocks, store)
                 compress_kv(*given, store.far.pages)
             write_kv(wide[:, self.lora :], self.kv_norm.weight, self.eps, turn, store.near.pages, places.write)
         q = scaled_matmul_q_norm_rope(latent, self.wq_b, self.heads, self.eps, turn, x.dtype)
@@ -143,34 +147,31 @@ class StoredAttention:
         return y
 
     def _given(
-        self, projected: Tensor, weights: Compressor, terms: Tensor, batch: Batch, places: Places, store: StoredLayer
+        self, projected: Tensor, weights: Compressor, terms: Tensor, batch: Batch, blocks: BlockRows, store: StoredLayer
     ) -> _Compressed:
         """What keeps the tokens' terms and stores the entries of blocks that end here."""
-        tokens, ring = StepTokens(places.slots, places.positions, places.own_key), Ring(terms, store.layout.tail)
-        turn = batch.block_turn(self.ratio)
+        tokens, ring = StepTokens(batch.slots, batch.positions, blocks.own), Ring(terms, store.layout.tail)
+        turn = batch.block_turns[self.ratio]
         return projected, weights.ape, weights.norm, self.eps, turn, tokens, ring, batch.most
 
-    def _entries(
+    def _chosen(
         self,
-        heads: Tensor | None,
-        parts: Sequence[Tensor],
+        indexer: StoredIndexer,
+        heads: Tensor,
+        weights: Tensor,
         turn: Rotation,
         places: Places,
         store: StoredLayer,
-        keys: Beside,
+        written: Beside,
     ) -> Tensor:
-        """Far rows that each token attends to: [T, n], -1 for none.
+        """Far rows that each token attends to where not all are: [T, k], -1 for none.
 
-        heads: of the indexer. None: all entries are selected, and no score is computed.
+        heads: the indexer's; weights: of these; written: where the step's own keys are.
         """
-        if self.indexer is None or store.keys is None:
-            return places.every_key
-        if heads is None:
-            tap("selected", self.layer, places.every)
-            return places.every_key
-        queries = index_queries(heads, turn, parts[2], store.keys.layout)
-        keys.join()
-        chosen = self.indexer.select(queries, places, store.keys)
+        assert store.keys is not None
+        queries = index_queries(heads, turn, weights, store.keys.layout)
+        written.join()
+        chosen = indexer.select(queries, places, store.keys)
         tap("selected", self.layer, chosen)
         return entry_rows(chosen, places.table, places.slots, places.layout.entries)
 

@@ -172,6 +172,7 @@ inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 inline float __fsqrt_rn(float a) { return std::sqrt(a); }
 inline float __frcp_rn(float a) { return 1.0f / a; }
 inline float rsqrtf(float a) { return 1.0f / std::sqrt(a); }
+inline void sincospi(double a, double* sine, double* cosine) { *sine = std::sin(M_PI * a), *cosine = std::cos(M_PI * a); }
 inline unsigned __float_as_uint(float a) { return std::bit_cast<unsigned>(a); }
 inline int __float_as_int(float a) { return std::bit_cast<int>(a); }
 inline float __uint_as_float(unsigned a) { return std::bit_cast<float>(a); }

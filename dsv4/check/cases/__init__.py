@@ -27,6 +27,7 @@ from dsv4.check.cases import (
     rope,
     route,
     select,
+    step,
     swiglu,
 )
 from dsv4.check.contract import Case
@@ -40,7 +41,7 @@ def _of(*files: ModuleType) -> Callable[[], Iterator[Case]]:
 FAMILIES: Final[Mapping[str, Callable[[], Iterator[Case]]]] = {
     "norm": _of(norm),
     "quantize": _of(quantize),
-    "rope": _of(rope),
+    "rope": _of(rope, step),
     "kv": _of(kv),
     "mhc": _of(mhc),
     "linear": _of(linear, linear_heads, grouped, mixed, matmul, prefetch),
