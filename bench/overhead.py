@@ -55,16 +55,13 @@ class Clock:
 def null(llm: LLM, clock: Clock) -> Any:
     """A stand-in for `Runner.run` that answers at once. Its rows choose text, never an end."""
     torch.manual_seed(0)
-    ready = 4 * torch.randn(ROWS, 1, llm.config.vocab_size)
-    ready[:, 0, [llm.tokenizer.eos_id, *llm.tokenizer.role_ids, *llm.tokenizer.controls.values()]] = -100
-    nothing, streams = torch.empty(0, llm.config.vocab_size), torch.zeros(1, 1, 1)
+    ready = 4 * torch.randn(ROWS, llm.config.vocab_size)
+    ready[:, [llm.tokenizer.eos_id, *llm.tokenizer.role_ids, *llm.tokenizer.controls.values()]] = -100
 
-    def ran(work: Sequence[Work]) -> list[Ran]:
+    def ran(work: Sequence[Work]) -> Ran:
         clock.tick(sum(item.sample for item in work))
-        return [
-            Ran(streams, ready[(item.end + 7 * item.request.number) % ROWS] if item.sample else nothing)
-            for item in work
-        ]
+        rows = [(item.end + 7 * item.request.number) % ROWS for item in work if item.sample]
+        return Ran(torch.zeros(sum(item.end - item.start for item in work), 1, 1), ready[rows])
 
     return ran
 

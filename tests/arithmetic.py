@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsv4.engine.choose import choose
+from dsv4.engine.choose import Row, choose
 from dsv4.engine.engine import Engine
 from dsv4.engine.request import Delta, Request, Sampling
 from dsv4.engine.runner import Ran
 from dsv4.engine.scheduler import Work
 from dsv4.engine.speculate import Confirmed
+from tests.ran import joined
 from tests.synthetic import crc
 
 EOS, ROLE, VOCABULARY = 1, 2, 128
@@ -101,11 +102,11 @@ class Arithmetic:
             held = self.pages[self.tables[slot][number]]
             assert held[: len(seen) - first] == seen[first : first + PAGE]
 
-    def run(self, work: Sequence[Work]) -> list[Ran]:
+    def run(self, work: Sequence[Work]) -> Ran:
         for w in work:
             self.assign(w.request.slot, w.request.pages)
         self.steps.append([(w.request.number, w.end - w.start) for w in work])
-        return [self._one(item) for item in work]
+        return joined(self._one(item) for item in work)
 
     def _one(self, item: Work) -> Ran:
         request, seen = item.request, self.slots[item.request.slot]
@@ -142,8 +143,9 @@ class Guesses:
     def _guess(self, request: Request) -> Iterator[int]:
         seen, right = [*request.prompt, *request.output], self.draw.randint(0, self.count)
         for number in range(self.count):
-            token = choose(self.runner.logits(seen, len(seen) - len(request.prompt)), request.sampling, len(seen))
-            seen.append(token if number < right else 9)
+            row = self.runner.logits(seen, len(seen) - len(request.prompt))
+            (chosen,) = choose(row.unsqueeze(0), [Row(request.sampling, len(seen))])
+            seen.append(chosen.token if number < right else 9)
             yield seen[-1]
 
 

@@ -15,6 +15,7 @@ from dsv4.engine.scheduler import Work
 from dsv4.llm import LLM
 from dsv4.ops.sample import allowed
 from tests import PICO
+from tests.ran import joined
 
 WORDS = Tokenizer.load(PICO)
 SIZE = WORDS.size
@@ -61,8 +62,8 @@ def babbling(llm: LLM, seed: int) -> Iterator[None]:
     runner = llm.engine._runner
     assert not runner.store.points, "load it with reuse_points=0"
 
-    def run(work: Sequence[Work]) -> list[Ran]:
-        return [Ran(torch.zeros(item.end - item.start, 1, 1), logits(item)) for item in work]
+    def run(work: Sequence[Work]) -> Ran:
+        return joined(Ran(torch.zeros(item.end - item.start, 1, 1), logits(item)) for item in work)
 
     def logits(item: Work) -> torch.Tensor:
         place = torch.Generator().manual_seed(hash((seed, item.request.sampling.seed, item.end)) % (1 << 63))

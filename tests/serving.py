@@ -22,6 +22,7 @@ from dsv4.server import run
 from dsv4.server.app import Service
 from dsv4.server.options import ServerOptions
 from tests import PICO
+from tests.ran import joined
 
 FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
 STORY = [{"role": "user", "content": "Tell me a story."}]
@@ -104,8 +105,10 @@ def changed(llm: LLM, change: Callable[[Work, torch.Tensor], torch.Tensor]) -> I
     runner = llm.engine._runner
     real = runner.run
 
-    def wrapped(work: Sequence[Work]) -> list[Ran]:
-        return [Ran(ran.streams, change(item, ran.logits)) for item, ran in zip(work, real(work), strict=True)]
+    def wrapped(work: Sequence[Work]) -> Ran:
+        streams, logits = real(work)
+        parts = zip(work, logits.split([item.asked for item in work]), strict=True)
+        return Ran(streams, torch.cat([change(*part) for part in parts]))
 
     runner.run = wrapped  # type: ignore[method-assign]
     try:
@@ -153,8 +156,8 @@ def dictated(llm: LLM, text: str) -> Iterator[list[int]]:
     runner = llm.engine._runner
     assert not runner.store.points, "load it with reuse_points=0"
 
-    def dictate(work: Sequence[Work]) -> list[Ran]:
-        return [Ran(torch.zeros(item.end - item.start, 1, 1), logits(item)) for item in work]
+    def dictate(work: Sequence[Work]) -> Ran:
+        return joined(Ran(torch.zeros(item.end - item.start, 1, 1), logits(item)) for item in work)
 
     def logits(item: Work) -> torch.Tensor:
         rows = torch.zeros(int(item.sample), llm.config.vocab_size)

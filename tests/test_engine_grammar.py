@@ -12,7 +12,7 @@ import torch
 
 from dsv4.chat.grammar_text import choice_answer, json_answer, regex_answer
 from dsv4.config import EngineOptions
-from dsv4.engine.choose import choose
+from dsv4.engine.choose import Row, choose
 from dsv4.engine.request import Delta, Sampling
 from dsv4.llm import LLM
 from dsv4.ops.sample import allowed
@@ -174,7 +174,8 @@ def test_the_bits_of_a_mask() -> None:
     logits = torch.arange(21.0)
     mask = bytes([0b00000101, 0b10000000, 0b11111111])
     assert allowed(mask, logits).tolist() == [0, 2, 15, 16, 17, 18, 19, 20]
-    assert choose(logits, Sampling(temperature=0), 0, mask) == 20
-    assert choose(-logits, Sampling(temperature=0), 0, bytes([0, 0b11, 0])) == 8
-    drawn = {choose(logits * 0, Sampling(seed=seed), 5, mask) for seed in range(200)}
-    assert drawn == {0, 2, 15, 16, 17, 18, 19, 20}
+    greedy, other = Sampling(temperature=0), bytes([0, 0b11, 0])
+    chosen = choose(torch.stack((logits, -logits)), [Row(greedy, 0, mask), Row(greedy, 0, other)])
+    assert [one.token for one in chosen] == [20, 8]
+    drawn = choose(torch.zeros(200, 21), [Row(Sampling(seed=seed), 5, mask) for seed in range(200)])
+    assert {one.token for one in drawn} == {0, 2, 15, 16, 17, 18, 19, 20}

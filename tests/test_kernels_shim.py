@@ -28,7 +28,8 @@ from tests.shim.everyday import cases, problems
 from tests.shim.probes import PROBES
 
 FILES = (
-    "norm.cu", "quantize.cu", "moe.cu", "rope.cu", "kv.cu", "matmul.cu", "best.cu", "route.cu", "compress.cu", "step.cu"
+    "norm.cu", "quantize.cu", "moe.cu", "rope.cu", "kv.cu", "matmul.cu", "best.cu", "route.cu",
+    "compress.cu", "step.cu", "sample.cu",
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Choosing a token: greedy and by filters, against distributions worked out by hand."""
+"""Choosing a token: greedy, by noise and by filters, against distributions worked out by hand."""
 
 from __future__ import annotations
 
@@ -8,94 +8,126 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
-from dsv4.ops.sample import biased, probabilities, sample
+from dsv4.ops.sample import GAMMA, biased, filtered, key_of, mixed, noise, sample
 from tests.devices import DEVICES, normal
 
 # Token 2 has 1/2, 0 has 1/4, 3 has 1/8, 1 and 4 have 1/16 each.
 LOGITS = torch.log(torch.tensor([4.0, 1, 8, 2, 1]))
-JUST_UNDER_ONE = math.nextafter(1.0, 0.0)
+
+
+def drawn(logits: Tensor, temperature: float, count: int = 1, seed: int = 0) -> Tensor:
+    """Tokens of `count` positions of a request, all with these logits [V]."""
+    temperatures = torch.full((count,), temperature, dtype=torch.float64, device=logits.device)
+    keys = torch.tensor([key_of(seed, n) for n in range(count)], device=logits.device)
+    return sample(logits.expand(count, -1), temperatures, keys).tokens
+
+
+def kept(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> list[int]:
+    """Tokens of a row that filters leave."""
+    shares = (torch.tensor([one], dtype=torch.float64, device=logits.device) for one in (top_p, min_p))
+    warm = torch.tensor([temperature], dtype=torch.float64, device=logits.device)
+    left = filtered(logits[None], warm, torch.tensor([top_k], device=logits.device), *shares)[0]
+    ids = (left > -math.inf).nonzero().flatten()
+    assert torch.equal(left[ids], logits[ids])
+    return ids.tolist()
 
 
 @DEVICES
 def test_greedy_takes_the_largest_and_of_equals_the_lowest(device: str) -> None:
     for row, wanted in (([0.0, 2, 1], 1), ([3.0, 1, 3, 3], 0), ([1.0, 1, 1], 0), ([-5.0, -2, -2], 1)):
-        for u in (0.0, 0.5, JUST_UNDER_ONE):
-            assert sample(torch.tensor(row, device=device), u, 0.0) == wanted
+        assert drawn(torch.tensor(row, device=device), 0.0, 5).tolist() == [wanted] * 5
 
 
 @pytest.mark.parametrize(
-    ("filters", "kept"),
+    ("filters", "wanted"),
     [
-        ({}, {2: 8, 0: 4, 3: 2, 1: 1, 4: 1}),
-        ({"top_k": 1}, {2: 8}),
-        ({"top_k": 3}, {2: 8, 0: 4, 3: 2}),
-        ({"top_k": 4}, {2: 8, 0: 4, 3: 2, 1: 1}),  # of the two last equals the lower id
-        ({"top_k": 99}, {2: 8, 0: 4, 3: 2, 1: 1, 4: 1}),
-        ({"top_p": 0.49}, {2: 8}),
-        ({"top_p": 0.51}, {2: 8, 0: 4}),  # the one that crosses the mass stays
-        ({"top_p": 0.76}, {2: 8, 0: 4, 3: 2}),
-        ({"top_p": 0.0}, {2: 8}),
-        ({"min_p": 0.24}, {2: 8, 0: 4, 3: 2}),  # 2/8 is just above
-        ({"min_p": 0.26}, {2: 8, 0: 4}),
-        ({"min_p": 1.0}, {2: 8}),
-        ({"top_k": 2, "top_p": 0.6}, {2: 8}),  # top_p counts the mass that top_k left: 8/12 reaches 0.6
-        ({"top_k": 2, "top_p": 0.7}, {2: 8, 0: 4}),
-        ({"min_p": 0.2, "top_p": 0.58}, {2: 8, 0: 4}),  # 8/14 does not
-        ({"min_p": 0.2, "top_p": 0.56}, {2: 8}),
+        ({}, [0, 1, 2, 3, 4]),
+        ({"top_k": 1}, [2]),
+        ({"top_k": 3}, [0, 2, 3]),
+        ({"top_k": 4}, [0, 1, 2, 3]),  # of the two last equals the lower id
+        ({"top_k": 99}, [0, 1, 2, 3, 4]),
+        ({"top_p": 0.49}, [2]),
+        ({"top_p": 0.51}, [0, 2]),  # the one that crosses the mass stays
+        ({"top_p": 0.76}, [0, 2, 3]),
+        ({"top_p": 0.0}, [2]),
+        ({"min_p": 0.24}, [0, 2, 3]),  # 2/8 is just above
+        ({"min_p": 0.26}, [0, 2]),
+        ({"min_p": 1.0}, [2]),
+        ({"top_k": 2, "top_p": 0.6}, [2]),  # top_p counts the mass that top_k left: 8/12 reaches 0.6
+        ({"top_k": 2, "top_p": 0.7}, [0, 2]),
+        ({"min_p": 0.2, "top_p": 0.58}, [0, 2]),  # 8/14 does not
+        ({"min_p": 0.2, "top_p": 0.56}, [2]),
+        ({"top_p": 0.74, "temperature": 0.5}, [2]),  # 64 of 86
+        ({"top_p": 0.75, "temperature": 0.5}, [0, 2]),
+        ({"min_p": 0.2, "temperature": 2.0}, [0, 1, 2, 3, 4]),  # the square root of 1/8
     ],
 )
 @DEVICES
-def test_filters_keep_what_they_should(filters: dict[str, float], kept: dict[int, int], device: str) -> None:
-    asked = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0} | filters
-    probs, ids = probabilities(LOGITS.to(device), **asked)
-    assert ids.tolist() == list(kept)
-    assert probs.tolist() == pytest.approx([share / sum(kept.values()) for share in kept.values()])
+def test_filters_keep_what_they_should(filters: dict[str, float], wanted: list[int], device: str) -> None:
+    assert kept(LOGITS.to(device), **filters) == wanted  # type: ignore[arg-type]
+
+
+def test_rows_are_filtered_by_what_is_asked_of_each() -> None:
+    rows, wide = LOGITS.expand(3, -1), torch.float64
+    left = filtered(
+        rows, torch.ones(3, dtype=wide), torch.tensor([0, 2, 0]), *torch.tensor([[1, 1, 0.6], [0, 0, 0.3]], dtype=wide)
+    )
+    assert [(row > -math.inf).nonzero().flatten().tolist() for row in left] == [[0, 1, 2, 3, 4], [0, 2], [2]]
 
 
 @pytest.mark.parametrize(("temperature", "power"), [(0.5, 2), (1.0, 1), (2.0, 0.5)])
-def test_temperature_is_a_power_of_the_probabilities(temperature: float, power: float) -> None:
-    probs, ids = probabilities(LOGITS, temperature, 0, 1.0, 0.0)
-    weights = [w**power for w in (8, 4, 2, 1, 1)]
-    assert ids.tolist() == [2, 0, 3, 1, 4]
-    assert probs.tolist() == pytest.approx([w / sum(weights) for w in weights])
+def test_shares_of_many_draws_are_powers_of_the_probabilities(temperature: float, power: float) -> None:
+    """Within five standard deviations: the keys are always the same ones."""
+    count = 40_000
+    shares = drawn(LOGITS, temperature, count).bincount(minlength=5) / count
+    weights = torch.tensor([4.0, 1, 8, 2, 1]) ** power
+    probs = weights / weights.sum()
+    assert ((shares - probs).abs() < 5 * (probs * (1 - probs) / count).sqrt()).all()
+
+
+def test_neighbours_in_seed_and_position_have_nothing_in_common() -> None:
+    """Pairs of draws of equal tokens are as many as those of two dice."""
+    flat, count = torch.zeros(5), 20_000
+    first = drawn(flat, 1.0, count + 1)
+    for other in (
+        first[1:],
+        drawn(flat, 1.0, count, seed=1),
+        drawn(flat, 1.0, count, seed=-1),
+        drawn(flat, 1.0, count, 2**64 - 2),
+    ):
+        equal = int((first[:count] == other[:count]).sum())
+        assert abs(equal - count / 5) < 5 * math.sqrt(count * 0.2 * 0.8)
 
 
 @DEVICES
-def test_u_picks_by_cumulative_mass(device: str) -> None:
-    """Token n is taken for u in [mass before it, mass with it): 0 gives the most, almost 1 the least probable."""
-    logits = LOGITS.to(device)
-    for u, wanted in (
-        (0.0, 2),
-        (0.499, 2),
-        (0.501, 0),
-        (0.749, 0),
-        (0.751, 3),
-        (0.876, 1),
-        (0.938, 4),
-        (JUST_UNDER_ONE, 4),
-    ):
-        assert sample(logits, u, 1.0) == wanted
+def test_the_generator_is_splitmix64(device: str) -> None:
+    """Its first numbers from 1234567, as they are known."""
+    wanted = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
+    states = [(1234567 + (n + 1) * GAMMA + 2**63) % 2**64 - 2**63 for n in range(5)]
+    assert [n % 2**64 for n in mixed(torch.tensor(states, device=device)).tolist()] == wanted
 
 
-def test_shares_of_many_draws_follow_the_probabilities() -> None:
-    counts = [0] * 5
-    for n in range(1600):
-        counts[sample(LOGITS, (n + 0.5) / 1600, 1.0)] += 1
-    assert counts == [400, 100, 800, 200, 100]
+def test_noise_is_gumbels() -> None:
+    """Mean, variance, and how often it is below a few numbers: exp(-exp(-x))."""
+    found = noise(torch.tensor([key_of(3, n) for n in range(20)]), 5000).flatten()
+    assert float(found.mean()) == pytest.approx(0.5772, abs=0.02)
+    assert float(found.var()) == pytest.approx(math.pi**2 / 6, abs=0.04)
+    for x in (-1.5, 0.0, 2.0, 6.0):
+        assert float((found < x).double().mean()) == pytest.approx(math.exp(-math.exp(-x)), abs=0.008)
 
 
-@given(st.floats(0, JUST_UNDER_ONE), st.integers(0, 10), st.floats(0, 1), st.floats(0, 1), st.floats(0.01, 100))
+@given(st.integers(0, 2**63), st.integers(0, 10), st.floats(0, 1), st.floats(0, 1), st.floats(0.01, 100))
 def test_a_token_is_always_found_and_among_the_kept(
-    u: float, k: int, p: float, least: float, temperature: float
+    seed: int, k: int, p: float, least: float, temperature: float
 ) -> None:
     logits = normal("logits", 50, size=4)
-    probs, ids = probabilities(logits, temperature, k, p, least)
-    assert float(probs.sum()) == pytest.approx(1)
-    assert probs.tolist() == sorted(probs.tolist(), reverse=True)
-    assert int(logits.argmax()) == int(ids[0])
+    ids = kept(logits, temperature, k, p, least)
+    assert int(logits.argmax()) in ids
     assert not k or len(ids) <= k
-    assert sample(logits, u, temperature, k, p, least) in ids.tolist()
+    left = torch.full_like(logits, -math.inf).index_copy(0, torch.tensor(ids), logits[ids])
+    assert int(drawn(left, temperature, 1, seed)) in ids
 
 
 @DEVICES
@@ -108,12 +140,29 @@ def test_a_bias_is_added_to_a_copy(device: str) -> None:
 
 
 def test_impossible_tokens_are_never_taken() -> None:
-    """A logit of minus infinity has no mass, at either end of u."""
+    """A logit of minus infinity has no mass."""
     logits = torch.tensor([-math.inf, 0.0, -math.inf, 1.0, -math.inf])
-    assert {sample(logits, u / 1000, 1.0) for u in range(1000)} | {sample(logits, JUST_UNDER_ONE, 1.0)} == {1, 3}
+    for temperature in (0.01, 1.0, 100.0):
+        assert set(drawn(logits, temperature, 1000).tolist()) <= {1, 3}
+    assert set(drawn(logits, 1.0, 1000).tolist()) == {1, 3}
 
 
-def test_a_low_temperature_does_not_overflow() -> None:
-    probs, ids = probabilities(torch.tensor([1e4, -1e4, 9e3]), 0.01, 0, 1.0, 0.0)
-    assert probs.tolist() == [1.0, 0.0, 0.0]
-    assert ids.tolist() == [0, 2, 1]
+@pytest.mark.parametrize("temperature", [0.01, 1e-30, 5e-324])
+def test_a_low_temperature_does_not_overflow(temperature: float) -> None:
+    logits = torch.tensor([1e4, -1e4, 3e38, 9e3])
+    assert drawn(logits, temperature, 50).tolist() == [2] * 50
+    assert kept(logits, temperature, top_p=0.9) == [2]
+
+
+def test_a_mark_sees_every_bit_of_every_logit() -> None:
+    """The order of adding is of no account, and rows that are not finite are said to be so."""
+    logits = normal("logits", 64, 300)
+    rows = logits.clone()
+    rows.view(torch.int32)[torch.arange(64), torch.arange(64) * 4] ^= 1 << (torch.arange(64) % 31)
+    given = torch.ones(64, dtype=torch.float64), torch.arange(64)
+    before, after = (sample(one, *given) for one in (logits, rows))
+    assert (before.marks != after.marks).all()
+    assert torch.equal(before.finite, torch.ones(64, dtype=torch.bool))
+    assert torch.equal(
+        sample(logits.index_fill(1, torch.tensor([7]), math.nan), *given).finite, torch.zeros(64, dtype=torch.bool)
+    )

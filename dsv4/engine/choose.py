@@ -1,45 +1,77 @@
-"""From logits to a token, and what to show of the distribution behind it."""
+"""From logits to tokens, and what to show of the distribution behind one."""
 
 from __future__ import annotations
 
-import random
-from functools import cache
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dsv4.engine.request import Candidate, Sampling, Trace
-from dsv4.ops.sample import allowed, biased, sample
+from dsv4.ops.sample import allowed, biased, filtered, key_of, sample
 
 
-def choose(logits: Tensor, asked: Sampling, position: int, mask: bytes | None = None) -> int:
-    """The token at `position` from logits [V], one of those that `mask` (`engine.request.Matcher`) allows.
+class Row(NamedTuple):
+    """Whose token at which position a row of logits is asked for, among those that `mask` (`Matcher`) allows."""
 
-    The uniform number is a function of seed and position alone, so that a request can be resumed, replayed or drafted.
+    asked: Sampling
+    position: int
+    mask: bytes | None = None
+
+
+class Chosen(NamedTuple):
+    """mark: eight bytes that depend on all bits of the row. finite: whether all its logits are."""
+
+    token: int
+    mark: bytes
+    finite: bool
+
+
+def choose(logits: Tensor, rows: Sequence[Row]) -> list[Chosen]:
+    """A token of each of the rows of logits [n, V] FP32, which are looked at together: the device is waited for once.
+
+    What is drawn is a function of logits, seed and position alone, so that a request can be resumed, replayed or
+    drafted.
     """
-    if asked.logit_bias:
-        logits = biased(logits, asked.logit_bias)
-    u = random.Random(f"{asked.seed}/{position}").random()
-    if mask is None:
-        return sample(logits, u, asked.temperature, asked.top_k, asked.top_p, asked.min_p)
-    ids = allowed(mask, logits)
-    return int(ids[sample(logits[ids], u, asked.temperature, asked.top_k, asked.top_p, asked.min_p)])
+    if not rows:
+        return []
+    temperatures = torch.tensor([row.asked.temperature for row in rows], dtype=torch.float64)
+    keys = torch.tensor([key_of(row.asked.seed, row.position) for row in rows])
+    given = torch.stack((temperatures.view(torch.int64), keys)).to(logits.device)  # one copy
+    draw = given[0].view(torch.float64), given[1]
+    tokens, marks, finite = sample(logits, *draw)
+    held = [n for n, row in enumerate(rows) if _held(row)]
+    if held:
+        own = _limited(logits[held], [rows[n] for n in held], draw[0][held])
+        tokens[held] = sample(own, *(one[held] for one in draw)).tokens
+    found = torch.stack((tokens, marks, finite.to(torch.int64))).tolist()
+    return [Chosen(t, mark.to_bytes(8, "little", signed=True), bool(f)) for t, mark, f in zip(*found, strict=True)]
 
 
-def fingerprints(logits: Tensor) -> list[bytes]:
-    """Of each row of logits [n, V] FP32, eight bytes that depend on all its bits, and on no order of adding.
-
-    The sum over i of bits_i * (2 i + 1) * 0x9E3779B97F4A7C15 modulo 2^64, little-endian; bits_i as a signed integer.
-    An odd factor loses nothing, so that no change of a single number goes unseen.
-    """
-    totals = (logits.float().contiguous().view(torch.int32) * _odd(logits.shape[1], logits.device)).sum(1)
-    return [total.to_bytes(8, "little", signed=True) for total in totals.tolist()]
+def _held(row: Row) -> bool:
+    """Whether anything but temperature and seed says which token it is."""
+    return bool(row.asked.logit_bias) or row.mask is not None or _filters(row.asked)
 
 
-@cache
-def _odd(count: int, device: torch.device) -> Tensor:
-    """The factors of `fingerprints`, INT64: for every token the same."""
-    return torch.arange(1, 2 * count, 2, device=device) * -0x61C8864680B583EB
+def _filters(asked: Sampling) -> bool:
+    return asked.temperature > 0 and (asked.top_k > 0 or asked.top_p < 1 or asked.min_p > 0)
+
+
+def _limited(logits: Tensor, rows: Sequence[Row], temperatures: Tensor) -> Tensor:
+    """Rows of logits, [n, V], with their biases, and minus infinity for what masks and filters leave out."""
+    for own, row in zip(logits, rows, strict=True):
+        if row.asked.logit_bias:
+            own.copy_(biased(own, row.asked.logit_bias))
+        if row.mask is not None:
+            ids = allowed(row.mask, own)
+            own.copy_(torch.full_like(own, -torch.inf).index_copy_(0, ids, own[ids]))
+    if not any(_filters(row.asked) for row in rows):
+        return logits
+    asked = [row.asked for row in rows]
+    counts = torch.tensor([one.top_k for one in asked], device=logits.device)
+    shares = torch.tensor([(one.top_p, one.min_p) for one in asked], dtype=torch.float64, device=logits.device)
+    return filtered(logits, temperatures, counts, *shares.unbind(1))
 
 
 def trace(logits: Tensor, token: int, candidates: int) -> Trace:

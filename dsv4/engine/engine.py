@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Sequence
 
-import torch
 from torch import Tensor
 
 from dsv4.cache.pages import Pages
-from dsv4.engine.choose import choose, fingerprints, trace
+from dsv4.engine.choose import Chosen, Row, choose, trace
 from dsv4.engine.request import NONE, Delta, Request, Sampling, TextStream
 from dsv4.engine.runner import Runner
 from dsv4.engine.scheduler import Scheduler, Work
@@ -139,13 +138,16 @@ class Engine:
         work = self._scheduler.schedule()
         if not work:
             return []
+        streams, logits = self._runner.run(work)
+        counts = [item.asked for item in work]
+        chosen = iter(self._choose(work, logits))
         deltas: list[Delta] = []
         confirmed = []
-        for item, ran in zip(work, self._runner.run(work), strict=True):
-            deltas += self._accept(item, ran.logits)
+        for item, seen, rows in zip(work, streams.split([one.size for one in work]), logits.split(counts), strict=True):
+            deltas += self._accept(item, rows, [next(chosen) for _ in rows])
             request, start, end = item.request, item.start, item.request.done
             if request.finish != "error":
-                confirmed.append(Confirmed(request, start, end, ran.streams[: end - start]))
+                confirmed.append(Confirmed(request, start, end, seen[: end - start]))
         if self._drafter is not None and confirmed:
             self._drafter.propose(confirmed)
         for request, start, *_ in confirmed:
@@ -181,12 +183,17 @@ class Engine:
                 self._runner.store.keep(place, request.slot, request.done)
         self._scheduler.turn_out(request)
 
-    def _accept(self, item: Work, logits: Tensor) -> list[Delta]:
+    def _choose(self, work: Sequence[Work], logits: Tensor) -> list[Chosen]:
+        """The model's own token behind every row, together; what a grammar says of it is asked when its turn comes."""
+        rows = [Row(item.request.sampling, item.request.length + n) for item in work for n in range(item.asked)]
+        return choose(logits, rows)
+
+    def _accept(self, item: Work, logits: Tensor, chosen: Sequence[Chosen]) -> list[Delta]:
         """Take the model's own token behind each row, up to the first that the draft did not guess; forget the rest."""
         request, deltas = item.request, []
         request.done, request.draft = item.end, ()
-        for guess, row, mark in zip((*item.draft, None), logits, fingerprints(logits), strict=False):
-            deltas.append(self._emit(request, row, mark))
+        for guess, row, one in zip((*item.draft, None), logits, chosen, strict=False):
+            deltas.append(self._emit(request, row, one))
             self.confirmed += deltas[-1].token == guess
             if request.finish or deltas[-1].token != guess:
                 break
@@ -196,16 +203,17 @@ class Engine:
         self.drafted += len(item.draft)
         return deltas
 
-    def _emit(self, request: Request, logits: Tensor, mark: bytes) -> Delta:
-        if not bool(torch.isfinite(logits).all()):
+    def _emit(self, request: Request, logits: Tensor, chosen: Chosen) -> Delta:
+        if not chosen.finite:
             return self._fail(request, _not_finite(request.length))
-        asked, matcher = request.sampling, request.matcher
+        asked, matcher, token = request.sampling, request.matcher, chosen.token
         try:
             mask = matcher.mask() if matcher else None
         except RequestError as error:
             return self._fail(request, error)
-        request.hash.update(mark)
-        token = choose(logits, asked, request.length, mask)
+        request.hash.update(chosen.mark)
+        if mask is not None:
+            token = choose(logits.unsqueeze(0), [Row(asked, request.length, mask)])[0].token
         whole = matcher is not None and matcher.accept(token)
         shown = trace(logits, token, asked.candidates) if len(request.output) < asked.trace else None
         request.output.append(token)

@@ -21,31 +21,30 @@ class Runner:
         self.model, self.store = model, store
         self._graphs = Graphs(model, store) if graphs else None
 
-    def run(self, work: Sequence[Work]) -> list[Ran]:
+    def run(self, work: Sequence[Work]) -> Ran:
         """Run a step; the cache then holds every token of it, drafts included.
 
-        Of each item: streams [n, M, d] of its tokens, and logits [1 + draft, V] FP32 if it samples.
+        Streams of all tokens of each item and logits of those `asked` about, one item behind another.
         """
         for item in work:
             self.store.assign(item.request.slot, item.request.pages)
         segments = [Segment(w.request.slot, w.start, w.tokens) for w in work]
-        streams, logits = self._step(work, segments)
+        ran = self._step(work, segments)
         for segment in segments:
             self.store.advance(segment.slot, len(segment.ids))
-        parts = streams.split([len(segment.ids) for segment in segments])
-        return [Ran(*of) for of in zip(parts, logits.split([_asked(item) for item in work]), strict=True)]
+        return ran
 
     def _step(self, work: Sequence[Work], segments: Sequence[Segment]) -> Ran:
         """Streams of all tokens, and logits of those that are asked about."""
-        decodes = all(_asked(item) == len(segment.ids) for item, segment in zip(work, segments, strict=True))
+        decodes = all(item.asked == item.size for item in work)
         if self._graphs and decodes and not taps.heard() and (shape := self._graphs.shape(segments)):
             return self._graphs.run(segments, shape)
         streams = self.model(self.model.batch(segments), self.store).streams
         rows: list[int] = []
         end = 0
-        for item, segment in zip(work, segments, strict=True):
-            end += len(segment.ids)
-            rows += range(end - _asked(item), end)
+        for item in work:
+            end += item.size
+            rows += range(end - item.asked, end)
         return Ran(streams, self.model.logits(streams[rows]))
 
     def rehearse(self, chunk: int, draft: int) -> None:
@@ -60,7 +59,3 @@ class Runner:
         segments = [Segment(slot, end - len(ids), ids) for slot, ids in enumerate(runs)]
         streams = self.model(self.model.batch(segments), self.store).streams
         self.model.logits(streams[-few * len(counts) :])
-
-
-def _asked(item: Work) -> int:
-    return 1 + len(item.draft) if item.sample else 0

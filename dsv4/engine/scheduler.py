@@ -39,6 +39,16 @@ class Work(NamedTuple):
         """The token ids that run."""
         return [*self.request.tokens(self.start, self.end), *self.draft]
 
+    @property
+    def size(self) -> int:
+        """How many they are."""
+        return self.end - self.start + len(self.draft)
+
+    @property
+    def asked(self) -> int:
+        """Rows of logits that are wanted."""
+        return 1 + len(self.draft) if self.sample else 0
+
 
 class Scheduler:
     """A fixed number of slots, and pages that all share.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dsv4.cache.store import AnyLayer
-from dsv4.engine.choose import choose
+from dsv4.engine.choose import Row, choose
 from dsv4.engine.request import Request
 from dsv4.model.batch import Segment
 from dsv4.model.mtp import Mtp
@@ -53,8 +53,8 @@ class Drafter:
             if step:  # the draft goes on from its own streams and its own guess
                 ahead = [Segment(r.slot, r.length + step - 2, g[-1:]) for r, g in zip(requests, guesses, strict=True)]
                 streams = self._run(streams, ahead)
-            rows = zip(requests, guesses, self.mtp.logits(streams), strict=True)
-            guesses = [(*g, choose(row, r.sampling, r.length + step)) for r, g, row in rows]
+            chosen = choose(self.mtp.logits(streams), [Row(r.sampling, r.length + step) for r in requests])
+            guesses = [(*guess, one.token) for guess, one in zip(guesses, chosen, strict=True)]
         for request, guess in zip(requests, guesses, strict=True):
             request.draft = guess[: request.limit - request.length - 1]  # the model adds a token of its own
 

@@ -41,6 +41,7 @@ _SIMT: Final = {
     "rms_norm_quant": ("fused", "unfused"),
     "rope": ("fused",),
     "rotations": ("fused",),
+    "sample": ("fused",),
     "route": ("cluster", "fused"),
     "select_rows": ("fused",),
     "swiglu": ("fused",),

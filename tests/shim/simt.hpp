@@ -189,6 +189,7 @@ inline unsigned __byte_perm(unsigned low, unsigned high, unsigned pick) {
 }
 inline int __popc(unsigned a) { return std::popcount(a); }
 inline int __clz(int a) { return std::countl_zero(unsigned(a)); }
+inline int __clzll(long long a) { return std::countl_zero(static_cast<unsigned long long>(a)); }
 inline int __ffs(int a) { return a ? std::countr_zero(unsigned(a)) + 1 : 0; }
 template <class T>
 T __ldg(const T* p) {
