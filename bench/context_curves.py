@@ -25,6 +25,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from bench.amounts import short
 from dsv4.bench.clock import copy_bandwidth
 from dsv4.bench.decode import LAYERS as RATIOS
 from dsv4.bench.decode import Point as Point
@@ -173,14 +174,6 @@ def times(lines: Iterable[Mapping[str, Any]]) -> Times:
             place = Place(line["model"], line["layer"], Point(line["sequences"], line["context"]))
             found.setdefault(place, {})[line["op"]] = line["microseconds"]
     return found
-
-
-def short(n: int) -> str:
-    """1K, 64K, 1M."""
-    for unit, name in ((1 << 20, "M"), (1 << 10, "K")):
-        if n >= unit and n % unit == 0:
-            return f"{n // unit}{name}"
-    return str(n)
 
 
 def table(found: Times) -> Table:
