@@ -328,6 +328,7 @@ class EngineOptions:
     `draft_tokens`: guesses a step, where the checkpoint has a draft; None: as many as pay.
     `kernels`: what ops run as, a choice of `ops/op.py` for all of them or one for each by name ("*": all others).
     `stored`: activations, caches and experts in the bytes of their formats, as kernels read them.
+    None or no "*" in these two: as the device has it, which `LLM.load` decides (`decided`); until then references.
     `graphs`: decode steps as CUDA graphs, where layers are stored and all ops are kernels of a GPU.
     """
 
@@ -342,14 +343,26 @@ class EngineOptions:
     cache_tokens: int | None = None
     reuse_points: int = 64
     turn: int = 512
-    kernels: str | Mapping[str, str] = dataclasses.field(default="reference", hash=False)  # a dict has no hash
-    stored: bool = False
+    kernels: str | Mapping[str, str] | None = dataclasses.field(default=None, hash=False)  # a dict has no hash
+    stored: bool | None = None
     graphs: bool = True
 
     @property
     def choices(self) -> Mapping[str, str]:
         """`kernels` by name; "*", for ops that are not named, is among them."""
-        return {"*": self.kernels} if isinstance(self.kernels, str) else {"*": "reference", **self.kernels}
+        return {"*": "reference", **self._named}
+
+    @property
+    def _named(self) -> Mapping[str, str]:
+        return {"*": self.kernels} if isinstance(self.kernels, str) else self.kernels or {}
+
+    def decided(self, able: bool) -> EngineOptions:
+        """The same with nothing left open. able: whether the device has kernels for all of a step of stored layers."""
+        others = self._named.get("*")
+        able = able and (self.numerics, self.dtype) == ("official", "bfloat16")
+        stored = able and others in (None, "auto") if self.stored is None else self.stored
+        others = others or ("auto" if able and stored else "reference")
+        return dataclasses.replace(self, stored=stored, kernels={**self._named, "*": others})
 
     def __post_init__(self) -> None:
         choices = {"numerics": ("official", "float"), "dtype": ("bfloat16", "float32")}

@@ -41,6 +41,7 @@ from dsv4.errors import ConfigError, RequestError
 from dsv4.model.model import Model
 from dsv4.model.mtp import Mtp
 from dsv4.ops.op import PURE, all_ops, check_choices
+from dsv4.quant.formats import FP8_BLOCK
 
 EMBEDDED = Path(str(files("dsv4"))) / "assets" / "tiny"
 # Below this width a matrix product is over before a second thread has woken up.
@@ -83,6 +84,7 @@ class LLM:
         checkpoint = Checkpoint.open(directory)
         guesses = _guesses(config, options)
         ledger = balance(config, checkpoint.specs, draft=guesses > 0)
+        options = options.decided(_able(options, ledger))
         _check_memory(ledger, config, options)
         _install(options)
         torch.set_num_threads(_threads(config))
@@ -298,8 +300,14 @@ def _check_memory(ledger: Ledger, config: ModelConfig, options: EngineOptions) -
         )
 
 
+def _able(options: EngineOptions, ledger: Ledger) -> bool:
+    """Whether stored layers of these files run on this device by kernels alone."""
+    device = torch.device(options.device)
+    return device.type == "cuda" and kernels.complete(device) and ledger.formats.linear is FP8_BLOCK
+
+
 def _in_bytes(options: EngineOptions) -> bool:
-    return options.stored and torch.device(options.device).type == "cuda"
+    return bool(options.stored) and torch.device(options.device).type == "cuda"
 
 
 def weight_bytes(ledger: Ledger, options: EngineOptions) -> int:

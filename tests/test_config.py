@@ -272,3 +272,29 @@ def test_options_are_checked_and_resolved_ones_print() -> None:
 def test_configurations_need_no_torch() -> None:
     code = "import sys, dsv4.config as c; c.ModelConfig.named('pro'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=PICO.parents[2]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "able", "wanted"),
+    [
+        ({}, False, (False, {"*": "reference"})),
+        ({}, True, (True, {"*": "auto"})),
+        ({"kernels": {"rope": "unfused"}}, True, (True, {"*": "auto", "rope": "unfused"})),
+        ({"kernels": {"rope": "unfused"}}, False, (False, {"*": "reference", "rope": "unfused"})),
+        ({"kernels": "reference"}, True, (False, {"*": "reference"})),
+        ({"kernels": "covered"}, True, (False, {"*": "covered"})),
+        ({"kernels": "auto"}, True, (True, {"*": "auto"})),
+        ({"kernels": "auto"}, False, (False, {"*": "auto"})),
+        ({"stored": False}, True, (False, {"*": "reference"})),
+        ({"stored": True}, True, (True, {"*": "auto"})),
+        ({"stored": True}, False, (True, {"*": "reference"})),
+        ({"numerics": "float"}, True, (False, {"*": "reference"})),
+        ({"dtype": "float32"}, True, (False, {"*": "reference"})),
+    ],
+)
+def test_what_nobody_asked_for_is_decided_by_the_device(
+    asked: dict[str, Any], able: bool, wanted: tuple[bool, dict[str, str]]
+) -> None:
+    options = EngineOptions(**asked).decided(able)
+    assert (options.stored, options.choices) == wanted
+    assert options.decided(not able) == options

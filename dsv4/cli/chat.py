@@ -21,11 +21,13 @@ from dsv4.cli.options import (
     Dtype,
     Effort,
     Force,
+    Graphs,
     Kernels,
     KeyFile,
     MinP,
     ModelName,
     Numerics,
+    Stored,
     System,
     Temperature,
     TopK,
@@ -58,7 +60,9 @@ def chat(
     numerics: Numerics = "official",
     dtype: Dtype = "bfloat16",
     device: Device = "cpu",
-    kernels: Kernels = "reference",
+    kernels: Kernels = None,
+    stored: Stored = None,
+    graphs: Graphs = True,
     force: Force = None,
     draft: Draft = None,
     max_context: Annotated[int, typer.Option(help="positions for the whole conversation")] = 4096,
@@ -90,6 +94,8 @@ def chat(
             max_context=max_context,
             draft_tokens=draft,
             kernels=choices(kernels, force),
+            stored=stored,
+            graphs=graphs,
         )
         source, started = _local(model, options, dialect, asked, err)
     session = Chat(talk, source)

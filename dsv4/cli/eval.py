@@ -71,6 +71,8 @@ def evaluate(
         numerics=numerics,
         dtype=dtype,
         device=device,
+        kernels="reference",
+        stored=False,
         max_sequences=(16 if on_cpu else 64) if max_sequences is None else max_sequences,
         prefill_chunk=512 if on_cpu else 4096,
     )

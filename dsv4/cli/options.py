@@ -28,11 +28,18 @@ Numerics = Annotated[
 Dtype = Annotated[Literal["bfloat16", "float32"], typer.Option(help="how activations are stored")]
 Device = Annotated[str, typer.Option(help="where the model runs")]
 Kernels = Annotated[
-    Literal["reference", "covered", "auto", "unfused"],
-    typer.Option(help="covered: where there are any; auto: nothing else"),
+    Literal["reference", "covered", "auto", "unfused"] | None,
+    typer.Option(
+        help="covered: where there are any; auto: nothing else; without: auto on a GPU that has all, else reference"
+    ),
 ]
 Stored = Annotated[
-    bool, typer.Option("--stored", help="activations, caches and experts in bytes, which kernels take; else simulated")
+    bool | None,
+    typer.Option(
+        "--stored/--simulated",
+        help="activations, caches and experts in bytes, which kernels take; without: where all ops are kernels",
+        show_default=False,
+    ),
 ]
 Graphs = Annotated[
     bool, typer.Option("--graphs/--no-graphs", help="replay decode steps as CUDA graphs, where all ops are kernels")
@@ -47,10 +54,10 @@ def key_of(file: Path | None) -> str | None:
     return None if file is None else file.read_text(encoding="utf-8").strip()
 
 
-def choices(kernels: str, force: Sequence[str] | None) -> dict[str, str]:
+def choices(kernels: str | None, force: Sequence[str] | None) -> dict[str, str]:
     """`--kernels` and every `--force OP=CHOICE` as one table. ConfigError for one that is none."""
     pairs = [(text, *text.partition("=")) for text in force or ()]
     for text, op, _, choice in pairs:
         if not op or not choice:
             raise ConfigError("--force", got=repr(text), wanted="OP=CHOICE, as in rms_norm=reference")
-    return {"*": kernels, **{op: choice for _, op, _, choice in pairs}}
+    return {**({} if kernels is None else {"*": kernels}), **{op: choice for _, op, _, choice in pairs}}

@@ -111,6 +111,11 @@ def preferred(device: torch.device) -> Mapping[str, tuple[str, ...]]:
     return PREFER.get(_architecture(device), {})
 
 
+def complete(device: torch.device) -> bool:
+    """Whether a CUDA device has kernels of ours for every op that any has them for: then a step is kernels alone."""
+    return preferred(device).keys() >= {op for row in PREFER.values() for op in row}
+
+
 def libraries(device: torch.device) -> Mapping[str, tuple[str, ...]]:
     """The row of LIBRARIES for a CUDA device."""
     return LIBRARIES.get(_architecture(device), {})

@@ -41,7 +41,7 @@ class Model:
         self.targets = config.dspark.target_layer_ids if config.dspark else ()
         rounds = numerics or (lambda _: NUMERICS[options.numerics])
         scope = Scope(weights)
-        self.steps = Steps.of(config, options.device, options.stored)
+        self.steps = Steps.of(config, options.device, stored=bool(options.stored))
         self.embedding = scope.wide("embed.weight").to(self.dtype)
         make = kind_of_block(options)
         self.blocks = [
