@@ -57,10 +57,10 @@ def sample(logits: Tensor, temperatures: Tensor, keys: Tensor) -> Sampled:
     marks: the sum over i of bits_i (2 i + 1) GAMMA modulo 2^64, bits_i of a logit as a signed integer. An odd factor
     loses nothing, so that no change of a single logit goes unseen.
     """
-    clean = logits.masked_fill(logits.isnan(), -torch.inf).double()
-    cold = (temperatures == 0).unsqueeze(1)
-    hot = clean / temperatures.clamp(min=_COLDEST).unsqueeze(1) + noise(keys, logits.shape[1])
-    scores = torch.where(cold, clean, hot)
+    scores = logits.masked_fill(logits.isnan(), -torch.inf).double()
+    warm = temperatures > 0
+    scores[warm] /= temperatures[warm].clamp(min=_COLDEST).unsqueeze(1)
+    scores[warm] += noise(keys[warm], logits.shape[1])
     tokens = (scores == scores.amax(1, keepdim=True)).int().argmax(1)
     odd = torch.arange(1, 2 * logits.shape[1], 2, device=logits.device) * _signed(GAMMA)
     marks = (logits.contiguous().view(torch.int32) * odd).sum(1)
