@@ -7,7 +7,7 @@ keys where there are more entries than are picked. What is written, and activati
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from dsv4.checkpoint.specs import ITEM_BYTES, Param
@@ -32,24 +32,37 @@ def touched_experts(config: ModelConfig, tokens: int) -> float:
     return count * (1 - (1 - config.num_experts_per_tok / count) ** tokens)
 
 
+class Reads(NamedTuple):
+    """Bytes of weights. fixed: read by every step. routed: all routed experts. looked_up: a token's rows of tables."""
+
+    fixed: int
+    routed: int
+    looked_up: int
+
+    @classmethod
+    def of(cls, params: Iterable[Param]) -> Reads:
+        """Of these parameters, but for a draft's."""
+        fixed = routed = looked_up = 0
+        for param in params:
+            if param.name.startswith("mtp."):
+                continue
+            if ".ffn.experts." in param.name:
+                routed += param.nbytes
+            elif param.name.endswith(("embed.weight", ".tid2eid")):
+                looked_up += param.shape[1] * ITEM_BYTES[param.dtype]
+            else:
+                fixed += param.nbytes
+        return cls(fixed, routed, looked_up)
+
+    def step(self, config: ModelConfig, touched: float, tokens: int) -> float:
+        """Of a step of so many tokens that reads so many routed experts a layer."""
+        return self.fixed + self.routed * touched / config.n_routed_experts + tokens * self.looked_up
+
+
 def layer_bytes(config: ModelConfig, own: Iterable[Param], ratio: int, touched: float, point: Point) -> float:
     """Bytes read of a layer of this compression ratio with these parameters. touched: its routed experts in use."""
-    return weight_reads(config, own, touched, point.sequences) + point.sequences * row_reads(
-        config, ratio, point.context
-    )
-
-
-def weight_reads(config: ModelConfig, own: Iterable[Param], touched: float, tokens: int) -> float:
-    """Bytes of a layer's weights that a step of so many tokens reads."""
-    total = 0.0
-    for param in own:
-        if ".ffn.experts." in param.name:
-            total += param.nbytes * touched / config.n_routed_experts
-        elif param.name.endswith(".tid2eid"):
-            total += tokens * config.num_experts_per_tok * ITEM_BYTES[param.dtype]
-        else:
-            total += param.nbytes
-    return total
+    weights = Reads.of(own).step(config, touched, point.sequences)
+    return weights + point.sequences * row_reads(config, ratio, point.context)
 
 
 def row_reads(config: ModelConfig, ratio: int, context: int) -> int:
@@ -67,10 +80,7 @@ def head_bytes(params: Iterable[Param]) -> int:
     return sum(param.nbytes for param in params if param.name.startswith(_HEAD))
 
 
-def step_bytes(config: ModelConfig, params: Sequence[Param], point: Point) -> float:
-    """Bytes that a decode step of all main layers reads, without a draft."""
-    touched, total = touched_experts(config, point.sequences), float(head_bytes(params))
-    total += sum(point.sequences * config.hidden_size * ITEM_BYTES[p.dtype] for p in params if p.name == "embed.weight")
-    layers = [param for param in params if param.name.startswith("layers.")]
-    total += weight_reads(config, layers, touched, point.sequences)
-    return total + point.sequences * sum(row_reads(config, ratio, point.context) for ratio in config.layer_ratios)
+def step_bytes(config: ModelConfig, weights: Reads, point: Point) -> float:
+    """Bytes that a decode step of all main layers, whose weights these are, reads, without a draft."""
+    rows = sum(row_reads(config, ratio, point.context) for ratio in config.layer_ratios)
+    return weights.step(config, touched_experts(config, point.sequences), point.sequences) + point.sequences * rows
