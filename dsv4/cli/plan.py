@@ -17,6 +17,12 @@ from dsv4.llm_gpus import GPUS, find_gpu
 
 _WIDTH: Final = 120
 _CONTEXTS: Final = (8192, 131_072)
+_ABOUT: Final = {
+    "attention": "compressors too, whose matrices lie there twice",
+    "draft": "0 where it is not loaded",
+    "router": "tables of the hash layers too",
+}
+_NOT_COUNTED: Final = "Not counted: gaps that torch's allocator leaves, and the logits that each CUDA graph keeps."
 
 
 def plan(
@@ -75,7 +81,7 @@ def show(console: Console, found: dict[str, Any]) -> None:
         soft_wrap=True,
     )
     console.print(_memory(found))
-    console.print("\n".join(_verdict(found)), soft_wrap=True)
+    console.print("\n".join((*_verdict(found), _NOT_COUNTED)), soft_wrap=True)
     console.print(_floors(found))
     how = "measured reads" if gpu["measured"] else "a data sheet's reads, which nobody reaches"
     console.print(
@@ -97,7 +103,7 @@ def _memory(found: dict[str, Any]) -> Table:
     weights, cache, steps = found["weights"], found["cache"], found["workspace"]
     row("weights, loaded", weights["loaded"], f"of {weights['files'] / 1e9:,.1f} GB of files")
     for name, nbytes in weights["parts"].items():
-        row(f"  {name}", nbytes)
+        row(f"  {name}", nbytes, _ABOUT.get(name, ""))
     row(
         "weights, while loading",
         found["loading"],
