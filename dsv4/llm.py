@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -38,6 +37,8 @@ from dsv4.engine.request import Delta, Sampling
 from dsv4.engine.runner import Runner
 from dsv4.engine.speculate import Drafter
 from dsv4.errors import ConfigError, RequestError
+from dsv4.llm_memory import check_memory, in_bytes
+from dsv4.llm_options import check_device, draft_guesses, fitted
 from dsv4.model.model import Model
 from dsv4.model.mtp import Mtp
 from dsv4.ops.op import PURE, all_ops, check_choices
@@ -46,7 +47,6 @@ from dsv4.quant.formats import FP8_BLOCK
 EMBEDDED = Path(str(files("dsv4"))) / "assets" / "tiny"
 # Below this width a matrix product is over before a second thread has woken up.
 _ONE_THREAD_WIDTH = 512
-_GUESSES = 2
 
 
 @dataclass
@@ -76,16 +76,17 @@ class LLM:
         """
         directory = EMBEDDED if model is None else find_model(model)
         config = ModelConfig.load(directory)
-        options = _fitted(options or EngineOptions(), config)
+        options = fitted(options or EngineOptions(), config)
+        check_device(options.device)
         tokenizer = Tokenizer.load(directory, config.vocab_size)
         _check_words(tokenizer, config)
         if dialect is not None:
             Dialect.for_model(directory, dialect)  # a mistake in it should not have to wait for the weights
         checkpoint = Checkpoint.open(directory)
-        guesses = _guesses(config, options)
+        guesses = draft_guesses(config, options)
         ledger = balance(config, checkpoint.specs, draft=guesses > 0)
         options = options.decided(_able(options, ledger))
-        _check_memory(ledger, config, options)
+        check_memory(ledger, config, options)
         _install(options)
         torch.set_num_threads(_threads(config))
         weights = load_ledger(checkpoint, ledger, config, options.device, progress)
@@ -181,7 +182,7 @@ def _engine(
 
 def _in_graphs(options: EngineOptions) -> bool:
     """A capture takes what the host does not wait for: kernels do, references do not."""
-    return options.graphs and _in_bytes(options) and not {"reference", "covered"} & {*options.choices.values()}
+    return options.graphs and in_bytes(options) and not {"reference", "covered"} & {*options.choices.values()}
 
 
 def _rehearse(runner: Runner, options: EngineOptions) -> None:
@@ -258,76 +259,10 @@ def _check_words(tokenizer: Tokenizer, config: ModelConfig) -> None:
             raise ConfigError(f"config.json: {name}", got=getattr(config, name), wanted=f"{id}, as tokenizer.json says")
 
 
-def _fitted(options: EngineOptions, config: ModelConfig) -> EngineOptions:
-    """The options, checked against model and machine; a context that nobody asked for is cut to the model's."""
-    limit = config.max_position_embeddings
-    if options.max_context == EngineOptions().max_context:
-        options = replace(options, max_context=min(options.max_context, limit))
-    if options.max_context > limit:
-        raise ConfigError("max_context (--max-context)", got=options.max_context, wanted=f"at most the model's {limit}")
-    if options.cache_tokens is not None and options.cache_tokens < options.max_context:
-        raise ConfigError(
-            "cache_tokens (--cache-tokens)",
-            got=options.cache_tokens,
-            wanted=f"at least the {options.max_context} of one request's context",
-            do="raise it or lower --max-context",
-        )
-    if options.draft_tokens and config.draft != "mtp":
-        got = f"{options.draft_tokens} for a draft of kind {config.draft or 'none'}"
-        raise ConfigError("draft_tokens (--draft)", got=got, wanted="0: only the one-layer draft is driven so far")
-    if options.device.partition(":")[0] not in ("cpu", "cuda"):
-        raise ConfigError("device", got=repr(options.device), wanted="cpu or cuda")
-    try:
-        torch.empty(0, device=options.device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError("device", got=repr(options.device), do=str(error).splitlines()[0]) from None
-    return options
-
-
-def _check_memory(ledger: Ledger, config: ModelConfig, options: EngineOptions) -> None:
-    """Refuse what cannot fit before the machine runs out of memory."""
-    needed = weight_bytes(ledger, options) + cache_bytes(config, options)
-    if torch.device(options.device).type == "cuda":
-        total = torch.cuda.mem_get_info(options.device)[1]
-    else:
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > total:
-        raise ConfigError(
-            "this does not fit into memory" + ("" if _in_bytes(options) else ": the references hold weights as FP32"),
-            got=f"{needed / 1e9:,.1f} GB of weights and cache",
-            wanted=f"at most the {total / 1e9:,.1f} GB of {options.device}",
-            do="take a smaller checkpoint, a shorter --max-context or a larger machine",
-        )
-
-
 def _able(options: EngineOptions, ledger: Ledger) -> bool:
     """Whether stored layers of these files run on this device by kernels alone."""
     device = torch.device(options.device)
     return device.type == "cuda" and kernels.complete(device) and ledger.formats.linear is FP8_BLOCK
-
-
-def _in_bytes(options: EngineOptions) -> bool:
-    return bool(options.stored) and torch.device(options.device).type == "cuda"
-
-
-def weight_bytes(ledger: Ledger, options: EngineOptions) -> int:
-    """What the weights take while they are loaded: FP32, but in stored layers on a GPU the bytes of their files.
-
-    There a layer is packed from what was read, and the embedding widened, with both forms of it in memory.
-    """
-    if not _in_bytes(options):
-        return 4 * sum(param.size for param in ledger.params)
-    layers: Counter[str] = Counter()
-    for param in ledger.params:
-        layers[".".join(param.name.split(".")[:2])] += param.nbytes
-    return ledger.nbytes + max(max(layers.values()), 4 * max(param.size for param in ledger.params))
-
-
-def _guesses(config: ModelConfig, options: EngineOptions) -> int:
-    """Tokens to guess each step."""
-    if config.draft != "mtp":
-        return 0
-    return min(_GUESSES, options.draft_slack) if options.draft_tokens is None else options.draft_tokens
 
 
 def _threads(config: ModelConfig) -> int:

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from dsv4.bench.clock import Timing
-from dsv4.bench.decode import Layer, Point, Step, layer_bytes, layers, line, points
+from dsv4.bench.decode import Layer, Step, layers, line, points
 from dsv4.checkpoint.names import parameters
+from dsv4.checkpoint.reads import Point, layer_bytes
 from dsv4.checkpoint.synth import RandomWeights, random_weight
 from dsv4.cli.main import main
 from dsv4.config import ModelConfig
@@ -44,7 +45,7 @@ def test_bytes_of_a_layer(ratio: int, context: int, rows: int, keys: int) -> Non
     own = [param for param in parameters(config) if param.name.startswith("layers.1.")]
     each = {param.name: sum(spec.nbytes for spec in param.stored()) for param in own}
     unread = sum(size for name, size in each.items() if ".experts." in name and int(name.split(".")[4]) >= 6)
-    assert layer_bytes(config, 6, Point(3, context)) == pytest.approx(
+    assert layer_bytes(config, own, ratio, 6, Point(3, context)) == pytest.approx(
         sum(each.values()) - unread + 3 * (584 * rows + 68 * keys)
     )
 

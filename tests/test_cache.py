@@ -10,8 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsv4.cache.layout import cache_bytes, layouts, page_count, page_tokens, reach
-from dsv4.cache.store import Store
+from dsv4.cache.layout import cache_bytes, cache_parts, layouts, page_count, page_tokens, reach
+from dsv4.cache.store import LayerStore, Store
+from dsv4.cache.stored import StoredLayer
 from dsv4.config import EngineOptions, ModelConfig
 from dsv4.errors import RequestError
 from tests.micro import micro_config
@@ -30,6 +31,28 @@ def test_the_counted_bytes_are_those_of_the_tensors(name: str, dtype: str) -> No
     tensors = [t for layer in Store(config, asked, points=2).layers for t in layer.tensors()]
     assert cache_bytes(config, asked) == sum(t.nbytes for t in tensors)
     assert {t.dtype for t in tensors} == {getattr(torch, dtype), torch.float32}
+
+
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("name", ["tiny-pro", "flash"])
+def test_each_part_of_a_cache_is_counted(name: str, stored: bool) -> None:
+    """Rings, pages and what is kept; where a layer's rings and pages are one tensor, by its rows."""
+    config = ModelConfig.named(name)
+    asked = options(stored=stored, max_sequences=3, reuse_points=2, cache_tokens=300)
+    found = [0, 0, 0]
+    for layer in Store(config, asked, points=2).layers:
+        sizes = [tensor.nbytes for tensor in layer.tensors()]
+        if isinstance(layer, StoredLayer):
+            pages = [one.pages.nbytes for one in (layer.far, layer.keys) if one and one is not layer.near]
+            kept = sizes[-5:]
+        else:
+            assert isinstance(layer, LayerStore)
+            row = layer.kv[0].nbytes
+            pages, kept = [layer.keys.nbytes, row * layer.layout.pages * layer.layout.entries], sizes[4:]
+        found[1] += sum(pages)
+        found[2] += sum(kept)
+        found[0] += sum(sizes) - sum(pages) - sum(kept)
+    assert list(cache_parts(config, asked)) == found
 
 
 def test_bytes_of_one_sequence_of_flash_by_hand() -> None:

@@ -16,7 +16,8 @@ from dsv4.checkpoint.reader import Checkpoint
 from dsv4.checkpoint.synth import synth
 from dsv4.config import EngineOptions, ModelConfig
 from dsv4.errors import ConfigError
-from dsv4.llm import EMBEDDED, LLM, weight_bytes
+from dsv4.llm import EMBEDDED, LLM
+from dsv4.llm_memory import weight_bytes
 
 STORED = EngineOptions(device="cuda", stored=True, kernels="auto")
 

@@ -228,7 +228,17 @@ def test_offline_what_is_there_is_checked_and_the_rest_is_one_line(
 
 
 @pytest.mark.parametrize(
-    "verb", [("generate", "-p", "x"), ("inspect",), ("chat",), ("eval",), ("study", "formats"), ("compare",)], ids=str
+    "verb",
+    [
+        ("generate", "-p", "x"),
+        ("inspect",),
+        ("plan", "--gpus", "H200"),
+        ("chat",),
+        ("eval",),
+        ("study", "formats"),
+        ("compare",),
+    ],
+    ids=str,
 )
 def test_a_name_that_is_not_here_says_how_to_get_it(
     verb: tuple[str, ...], cache: Path, capsys: pytest.CaptureFixture[str]

@@ -27,6 +27,7 @@ from dsv4.cache.paged import Paged
 from dsv4.cache.store import Store
 from dsv4.cache.stored import StoredLayer
 from dsv4.checkpoint.names import parameters
+from dsv4.checkpoint.reads import INDEXED, Point, head_bytes, layer_bytes
 from dsv4.checkpoint.synth import RandomWeights
 from dsv4.config import EngineOptions, ModelConfig
 from dsv4.engine.graphs import Graphs, Shape
@@ -34,20 +35,11 @@ from dsv4.errors import ConfigError
 from dsv4.model.batch import Segment
 from dsv4.model.model import Model
 from dsv4.ops.op import use
-from dsv4.quant.index_keys import FP4_KEYS
-from dsv4.quant.kv_rows import KvRow
 from dsv4.taps import listening
 
-LAYERS: Final = {"CSA": 4, "HCA": 128}  # tokens of an entry
+LAYERS: Final = {"CSA": INDEXED, "HCA": 128}  # tokens of an entry
 _IN_A_ROW: Final = 8  # steps of a sample: the host is ahead of the GPU, as in an engine
 _DRAWN: Final = 1 << 14  # rows of a cache drawn at once; further ones are the same again
-
-
-class Point(NamedTuple):
-    """So many sequences, a token of each, behind so many tokens of context."""
-
-    sequences: int
-    context: int
 
 
 class Step(NamedTuple):
@@ -111,8 +103,10 @@ def _step(model: Model, config: ModelConfig, kind: str, point: Point, options: E
     graphs.run(segments, shape)
     timing = in_stream([partial(graphs.run, segments, shape)] * _IN_A_ROW, samples)
     launches = _launches(graphs, segments, shape)
-    layers = count * layer_bytes(config, mean(touched), point)
-    head = sum(param.nbytes for param in parameters(config) if param.name.startswith(("head.", "hc_head", "norm.")))
+    last = f"layers.{config.num_hidden_layers - 1}."
+    own = [param for param in parameters(config) if param.name.startswith(last)]
+    layers = count * layer_bytes(config, own, LAYERS[kind], mean(touched), point)
+    head = head_bytes(parameters(config))
     del graphs, store
     gc.collect()
     torch.cuda.empty_cache()
@@ -125,21 +119,6 @@ def _launches(graphs: Graphs, segments: Sequence[Segment], shape: Shape) -> int:
         graphs.run(segments, shape)
         torch.cuda.synchronize()
     return sum(event.count for event in seen.key_averages() if event.self_device_time_total and "Mem" not in event.key)
-
-
-def layer_bytes(config: ModelConfig, touched: float, point: Point) -> float:
-    """Bytes that the last layer must read: its weights (of the routed experts those touched), and the caches."""
-    name = f"layers.{config.num_hidden_layers - 1}."
-    own = [param for param in parameters(config) if param.name.startswith(name)]
-    routed = sum(param.nbytes for param in own if ".ffn.experts." in param.name)
-    weights = sum(param.nbytes for param in own) - routed * (1 - touched / config.n_routed_experts)
-    ratio = config.compress_ratios[config.num_hidden_layers - 1]
-    entries = point.context // ratio
-    indexed = ratio == LAYERS["CSA"]
-    picked = min(config.index_topk, entries) if indexed else entries
-    keys = entries * sum(FP4_KEYS.sizes) if indexed and entries > config.index_topk else 0
-    row = sum(KvRow(config.head_dim, config.qk_rope_head_dim).sizes)
-    return weights + point.sequences * ((min(config.sliding_window, point.context) + picked) * row + keys)
 
 
 def _fill(layer: StoredLayer) -> None:

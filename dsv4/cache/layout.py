@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from dsv4.config import EngineOptions, ModelConfig
 
@@ -63,13 +63,8 @@ class LayerLayout:
         """Whether an indexer selects among the compressed rows."""
         return self.key_width > 0
 
-    def values(self) -> tuple[int, int]:
-        """Numbers kept for all slots and pages: (of activation dtype, of FP32)."""
-        rows = self.rows * self.width + self.pages * self.entries * self.key_width
-        return rows, self.slots * self.tail * self.terms
-
     def state(self) -> tuple[int, int]:
-        """Numbers in what is kept of one sequence to go on from it: window, compressor tails and the page it is in."""
+        """Numbers kept of one sequence to go on from it (window, page it is in; compressor tails): of either dtype."""
         return self.span * self.width + self.entries * (self.width + self.key_width), self.block * self.terms
 
     @property
@@ -129,15 +124,32 @@ def layouts(config: ModelConfig, options: EngineOptions) -> tuple[LayerLayout, .
     return main + (draft,) * config.draft_layers
 
 
-def cache_bytes(config: ModelConfig, options: EngineOptions) -> int:
-    """Bytes that `Store` allocates for `options.max_sequences` sequences, all pages and `options.reuse_points`."""
+class CacheBytes(NamedTuple):
+    """Bytes of rings (windows and tails of all slots), of pages (compressed rows, index keys), and of states kept."""
+
+    rings: int
+    pages: int
+    kept: int
+
+
+def cache_parts(config: ModelConfig, options: EngineOptions) -> CacheBytes:
+    """What `Store` allocates for `options.max_sequences` sequences, all pages and `options.reuse_points`."""
+    layers = [_layer_bytes(one, config, options) for one in layouts(config, options)]
+    return CacheBytes(*map(sum, zip(*layers, strict=True)))
+
+
+def _layer_bytes(layout: LayerLayout, config: ModelConfig, options: EngineOptions) -> CacheBytes:
     if options.stored:
         from dsv4.cache.stored import stored_bytes  # whose formats load torch
 
-        return sum(stored_bytes(one, options.reuse_points, config.qk_rope_head_dim) for one in layouts(config, options))
+        return stored_bytes(layout, options.reuse_points, config.qk_rope_head_dim)
     size = {"bfloat16": 2, "float32": 4}[options.dtype]
-    total = 0
-    for layout in layouts(config, options):
-        for times, (stored, wide) in ((1, layout.values()), (options.reuse_points, layout.state())):
-            total += times * (stored * size + wide * 4)
-    return total
+    pages = layout.pages * layout.entries * (layout.width + layout.key_width)
+    rings, terms = layout.slots * layout.window * layout.width, layout.slots * layout.tail * layout.terms
+    state, state_terms = layout.state()
+    return CacheBytes(rings * size + terms * 4, pages * size, options.reuse_points * (state * size + state_terms * 4))
+
+
+def cache_bytes(config: ModelConfig, options: EngineOptions) -> int:
+    """Bytes of all of it."""
+    return sum(cache_parts(config, options))

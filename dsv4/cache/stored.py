@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from dsv4.cache.layout import LayerLayout
+from dsv4.cache.layout import CacheBytes, LayerLayout
 from dsv4.cache.live import LiveRows
 from dsv4.cache.paged import Paged
 from dsv4.quant.index_keys import FP4_KEYS, KeyLayout
@@ -17,18 +17,18 @@ from dsv4.quant.kv_rows import KvRow
 NEAR_PAGE: Final = 64  # rows of a page of windows
 
 
-def stored_bytes(layout: LayerLayout, points: int, rope_dims: int, key_layout: KeyLayout = FP4_KEYS) -> int:
+def stored_bytes(layout: LayerLayout, points: int, rope_dims: int, key_layout: KeyLayout = FP4_KEYS) -> CacheBytes:
     """Bytes that a `StoredLayer` allocates."""
     row = KvRow(layout.width, rope_dims)
     key = sum(key_layout.sizes) if layout.indexed else 0
-    live = -(-layout.slots * layout.window // NEAR_PAGE) * row.page_bytes(NEAR_PAGE)
-    live += layout.slots * layout.tail * layout.terms * 4
-    if layout.ratio:
-        live += layout.pages * row.page_bytes(layout.entries)
+    rings = -(-layout.slots * layout.window // NEAR_PAGE) * row.page_bytes(NEAR_PAGE)
+    rings += layout.slots * layout.tail * layout.terms * 4
+    pages = layout.pages * row.page_bytes(layout.entries) if layout.ratio else 0
     if layout.indexed:
-        live += layout.pages * key_layout.page_bytes(layout.entries)
+        pages += layout.pages * key_layout.page_bytes(layout.entries)
     wide = sum(row.sizes)
-    return live + points * (layout.span * wide + layout.entries * (wide + key) + layout.block * layout.terms * 4)
+    point = layout.span * wide + layout.entries * (wide + key) + layout.block * layout.terms * 4
+    return CacheBytes(rings, pages, points * point)
 
 
 class StoredLayer:

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from dsv4.cli.options import numbers
 from dsv4.cli.target import writable
 from dsv4.config import ModelConfig
 from dsv4.errors import RequestError
@@ -34,7 +35,7 @@ def decode(
     A layer is what one layer more costs, `rest` what a step has beside its layers. The floor is the time in which this
     machine, in the same run, copies as many bytes as must be read.
     """
-    counts, lengths, many = (_numbers(name, text) for name, text in
+    counts, lengths, many = (numbers(name, text) for name, text in
                              (("--layers", layers), ("--contexts", contexts), ("--sequences", sequences)))  # fmt: skip
     if len(set(counts)) != 2:
         raise RequestError("--layers", got=layers, wanted="two different numbers, as in 2,6")
@@ -62,16 +63,6 @@ def decode(
             )
     _show(measured, copied)
     err.print(f"on {shared['device']}, which copies {copied / 1e9:,.0f} GB/s; weights are random")
-
-
-def _numbers(name: str, text: str) -> list[int]:
-    try:
-        found = [int(one) for one in text.split(",")]
-    except ValueError:
-        found = []
-    if not found or min(found) < 1:
-        raise RequestError(name, got=repr(text), wanted="numbers from 1 on, with commas")
-    return found
 
 
 def _show(found: Sequence[Layer], copied: float) -> None:

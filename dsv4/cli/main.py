@@ -21,6 +21,7 @@ from dsv4.cli.generate import generate
 from dsv4.cli.inspect import inspect
 from dsv4.cli.interrupt import ctrl_c
 from dsv4.cli.kernels import kernels
+from dsv4.cli.plan import plan
 from dsv4.cli.pull import pull
 from dsv4.cli.serve import serve
 from dsv4.cli.study import app as study
@@ -43,6 +44,7 @@ app.command("eval")(evaluate)
 app.command()(generate)
 app.command()(inspect)
 app.command()(kernels)
+app.command()(plan)
 app.command()(pull)
 app.command()(serve)
 app.command()(synth)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from dsv4.errors import ConfigError
+from dsv4.errors import ConfigError, RequestError
 
 _model = typer.Argument(help="a checkpoint's directory or ORG/NAME; without it, the embedded model")
 ModelPath = Annotated[Path | None, _model]
@@ -46,6 +46,13 @@ Graphs = Annotated[
 ]
 Force = Annotated[list[str] | None, typer.Option(help="OP=CHOICE for one op; repeatable")]
 Draft = Annotated[int | None, typer.Option(help="tokens to guess each step with the draft; 0: none")]
+MaxSequences = Annotated[int, typer.Option(help="requests that run at once")]
+MaxContext = Annotated[int, typer.Option(help="tokens of prompt and answer of one request")]
+CacheTokens = Annotated[
+    int | None, typer.Option(help="tokens in the cache, of all requests; without it, enough for all at once")
+]
+ReusePoints = Annotated[int, typer.Option(min=0, help="states kept for prompts that begin as an earlier one; 0: none")]
+PrefillChunk = Annotated[int, typer.Option(help="tokens of prompts a step")]
 KeyFile = Annotated[Path | None, typer.Option(help="a file with the server's key")]
 
 
@@ -61,3 +68,14 @@ def choices(kernels: str | None, force: Sequence[str] | None) -> dict[str, str]:
         if not op or not choice:
             raise ConfigError("--force", got=repr(text), wanted="OP=CHOICE, as in rms_norm=reference")
     return {**({} if kernels is None else {"*": kernels}), **{op: choice for _, op, _, choice in pairs}}
+
+
+def numbers(name: str, text: str) -> list[int]:
+    """Those of an option such as 1,8,32. RequestError for what is none, or below 1."""
+    try:
+        found = [int(one) for one in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or min(found) < 1:
+        raise RequestError(name, got=repr(text), wanted="numbers from 1 on, with commas")
+    return found

@@ -14,7 +14,24 @@ from rich.console import Console
 from dsv4 import settings
 from dsv4.checkpoint.hub import find_model
 from dsv4.cli import config_file
-from dsv4.cli.options import Device, Dialect, Draft, Dtype, Force, Graphs, Kernels, ModelName, Numerics, Stored, choices
+from dsv4.cli.options import (
+    CacheTokens,
+    Device,
+    Dialect,
+    Draft,
+    Dtype,
+    Force,
+    Graphs,
+    Kernels,
+    MaxContext,
+    MaxSequences,
+    ModelName,
+    Numerics,
+    PrefillChunk,
+    ReusePoints,
+    Stored,
+    choices,
+)
 from dsv4.cli.progress import byte_bar
 from dsv4.config import EngineOptions
 from dsv4.errors import ConfigError
@@ -43,15 +60,11 @@ def serve(
     name: Annotated[
         list[str] | None, typer.Option("--served-model-name", help="what clients call the model; repeatable")
     ] = None,
-    max_sequences: Annotated[int, typer.Option(help="requests that run at once")] = 8,
-    max_context: Annotated[int, typer.Option(help="tokens of prompt and answer of one request")] = 4096,
-    cache_tokens: Annotated[
-        int | None, typer.Option(help="tokens in the cache, of all requests; without it, enough for all at once")
-    ] = None,
-    reuse_points: Annotated[
-        int, typer.Option(min=0, help="states kept for prompts that begin as an earlier one; 0: none")
-    ] = 64,
-    prefill_chunk: Annotated[int, typer.Option(help="tokens of prompts a step")] = 512,
+    max_sequences: MaxSequences = 8,
+    max_context: MaxContext = 4096,
+    cache_tokens: CacheTokens = None,
+    reuse_points: ReusePoints = 64,
+    prefill_chunk: PrefillChunk = 512,
     max_queue: Annotated[int, typer.Option(min=0, help="requests that may wait; more get status 429")] = 64,
     max_body_mib: Annotated[int, typer.Option(min=1, help="largest request")] = 16,
     unread: Annotated[int, typer.Option(min=1, help="tokens a client may leave unread before it has to wait")] = 1024,
