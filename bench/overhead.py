@@ -58,7 +58,7 @@ def null(llm: LLM, clock: Clock) -> Any:
     ready = 4 * torch.randn(ROWS, llm.config.vocab_size)
     ready[:, [llm.tokenizer.eos_id, *llm.tokenizer.role_ids, *llm.tokenizer.controls.values()]] = -100
 
-    def ran(work: Sequence[Work]) -> Ran:
+    def ran(work: Sequence[Work], unread: object = None) -> Ran:
         clock.tick(sum(item.sample for item in work))
         rows = [(item.end + 7 * item.request.number) % ROWS for item in work if item.sample]
         return Ran(torch.zeros(sum(item.end - item.start for item in work), 1, 1), ready[rows])

@@ -177,7 +177,8 @@ def _engine(
     if torch.device(options.device).type == "cuda":
         _rehearse(runner, options)
     words = (tokenizer.eos_id, tokenizer.role_ids, tokenizer.stream)
-    return Engine(runner, options.prefill_chunk, *words, drafter, options.choices, options.turn)
+    ahead = drafter is None and torch.device(options.device).type == "cuda"
+    return Engine(runner, options.prefill_chunk, *words, drafter, options.choices, options.turn, ahead)
 
 
 def _in_graphs(options: EngineOptions) -> bool:

@@ -62,7 +62,7 @@ def babbling(llm: LLM, seed: int) -> Iterator[None]:
     runner = llm.engine._runner
     assert not runner.store.points, "load it with reuse_points=0"
 
-    def run(work: Sequence[Work]) -> Ran:
+    def run(work: Sequence[Work], unread: object = None) -> Ran:
         return joined(Ran(torch.zeros(item.end - item.start, 1, 1), logits(item)) for item in work)
 
     def logits(item: Work) -> torch.Tensor:

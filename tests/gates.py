@@ -13,7 +13,7 @@ from dsv4.config import EngineOptions, ModelConfig
 from dsv4.llm import EMBEDDED, LLM
 
 GATES = Path(__file__).parent / "golden/gates.json"
-ITEMS, CONTEXT, TOKENS = 4, 1024, 300  # of a row, of long prompts, of each held-out source
+ITEMS, CONTEXT, TOKENS = 2, 1024, 300  # of a row, of long prompts, of each held-out source
 
 
 def measured() -> dict[str, Any]:

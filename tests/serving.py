@@ -18,6 +18,7 @@ from dsv4.chat.tokenizer import Tokenizer
 from dsv4.engine.runner import Ran
 from dsv4.engine.scheduler import Work
 from dsv4.llm import LLM
+from dsv4.model.batch import Unread
 from dsv4.server import run
 from dsv4.server.app import Service
 from dsv4.server.options import ServerOptions
@@ -105,8 +106,8 @@ def changed(llm: LLM, change: Callable[[Work, torch.Tensor], torch.Tensor]) -> I
     runner = llm.engine._runner
     real = runner.run
 
-    def wrapped(work: Sequence[Work]) -> Ran:
-        streams, logits = real(work)
+    def wrapped(work: Sequence[Work], unread: Unread | None = None) -> Ran:
+        streams, logits = real(work, unread)
         parts = zip(work, logits.split([item.asked for item in work]), strict=True)
         return Ran(streams, torch.cat([change(*part) for part in parts]))
 
@@ -156,7 +157,7 @@ def dictated(llm: LLM, text: str) -> Iterator[list[int]]:
     runner = llm.engine._runner
     assert not runner.store.points, "load it with reuse_points=0"
 
-    def dictate(work: Sequence[Work]) -> Ran:
+    def dictate(work: Sequence[Work], unread: object = None) -> Ran:
         return joined(Ran(torch.zeros(item.end - item.start, 1, 1), logits(item)) for item in work)
 
     def logits(item: Work) -> torch.Tensor:

@@ -126,9 +126,9 @@ class Loop:
                 one.finish = "length"
         if self.points:
             before = list(one.pages)
-            self.scheduler.share(one)
+            self.scheduler.share(one, end)
             self.seen["twins"] += one.pages != before
-            self._keep(one, self.scheduler.points(one, start))
+            self._keep(one, self.scheduler.points(one, start, end))
         if one.finish:
             self.seen["ended"] += 1
             self._forget(one)

@@ -21,6 +21,7 @@ from dsv4.cache.layout import LayerLayout, layouts, page_count, page_tokens, rea
 from dsv4.cache.live import LiveRows
 from dsv4.cache.paged import Paged
 from dsv4.cache.stored import StoredLayer
+from dsv4.cache.transfer import sent
 from dsv4.config import EngineOptions, ModelConfig
 from dsv4.errors import RequestError
 
@@ -97,7 +98,7 @@ class Store:
         """Say which pages a slot has."""
         if self.pages[slot] != pages:
             self.pages[slot] = list(pages)
-            self.table[slot, : len(pages)] = torch.tensor(self.pages[slot], device=self.table.device)
+            self.table[slot, : len(pages)] = sent(torch.tensor(self.pages[slot]), self.table.device)
 
     def keep(self, point: int, slot: int, length: int) -> None:
         """Copy what a token at position `length` of this slot needs beside full pages; at most `reach` tokens back."""

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dsv4.cache.transfer import sent
 from dsv4.engine.request import Candidate, Sampling, Trace
 from dsv4.ops.sample import allowed, biased, filtered, key_of, sample
 
@@ -28,25 +29,49 @@ class Chosen(NamedTuple):
     finite: bool
 
 
-def choose(logits: Tensor, rows: Sequence[Row]) -> list[Chosen]:
-    """A token of each of the rows of logits [n, V] FP32, which are looked at together: the device is waited for once.
+class Drawn:
+    """Tokens of rows of logits, on their way to the host."""
+
+    def __init__(self, found: Tensor) -> None:
+        """found: int64 [3, n], tokens, marks, and whether all logits of a row are finite."""
+        self.tokens = found[0]
+        self._ready = None
+        if found.is_cuda:
+            self._found = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
+            self._found.copy_(found, non_blocking=True)
+            self._ready = torch.cuda.current_stream(found.device).record_event()
+        else:
+            self._found = found
+
+    def read(self) -> list[Chosen]:
+        """Wait for them, and for nothing that was launched behind."""
+        if self._ready is not None:
+            self._ready.synchronize()
+        found = zip(*self._found.tolist(), strict=True)
+        return [Chosen(token, mark.to_bytes(8, "little", signed=True), bool(finite)) for token, mark, finite in found]
+
+
+def draw(logits: Tensor, rows: Sequence[Row]) -> Drawn:
+    """Ask for a token of each of the rows of logits [n, V] FP32, of all together.
 
     What is drawn is a function of logits, seed and position alone, so that a request can be resumed, replayed or
     drafted.
     """
-    if not rows:
-        return []
     temperatures = torch.tensor([row.asked.temperature for row in rows], dtype=torch.float64)
-    keys = torch.tensor([key_of(row.asked.seed, row.position) for row in rows])
-    given = torch.stack((temperatures.view(torch.int64), keys)).to(logits.device)  # one copy
-    draw = given[0].view(torch.float64), given[1]
-    tokens, marks, finite = sample(logits, *draw)
+    keys = torch.tensor([key_of(row.asked.seed, row.position) for row in rows], dtype=torch.int64)
+    given = sent(torch.stack((temperatures.view(torch.int64), keys)), logits.device)
+    noise = given[0].view(torch.float64), given[1]
+    tokens, marks, finite = sample(logits, *noise)
     held = [n for n, row in enumerate(rows) if _held(row)]
     if held:
-        own = _limited(logits[held], [rows[n] for n in held], draw[0][held])
-        tokens[held] = sample(own, *(one[held] for one in draw)).tokens
-    found = torch.stack((tokens, marks, finite.to(torch.int64))).tolist()
-    return [Chosen(t, mark.to_bytes(8, "little", signed=True), bool(f)) for t, mark, f in zip(*found, strict=True)]
+        own = _limited(logits[held], [rows[n] for n in held], noise[0][held])
+        tokens[held] = sample(own, *(one[held] for one in noise)).tokens
+    return Drawn(torch.stack((tokens, marks, finite.to(torch.int64))))
+
+
+def choose(logits: Tensor, rows: Sequence[Row]) -> list[Chosen]:
+    """`draw`, and wait for it."""
+    return draw(logits, rows).read() if rows else []
 
 
 def _held(row: Row) -> bool:

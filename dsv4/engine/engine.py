@@ -1,20 +1,39 @@
-"""The loop: schedule, run, accept."""
+"""The loop: schedule, run, draw, accept.
+
+On a device that works beside the host (`ahead`) a step is launched before the tokens of the one before it are read: the
+device has them already, and what the host makes of them (text, stop strings, what others may go on from) costs no time.
+A request that turns out to be over was then launched once more for nothing, and nobody looks at that.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Sequence
+from itertools import accumulate
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from dsv4.cache.pages import Pages
-from dsv4.engine.choose import Chosen, Row, choose, trace
+from dsv4.cache.transfer import sent
+from dsv4.engine.choose import Chosen, Drawn, Row, choose, draw, trace
 from dsv4.engine.request import NONE, Delta, Request, Sampling, TextStream
-from dsv4.engine.runner import Runner
+from dsv4.engine.runner import Ran, Runner
 from dsv4.engine.scheduler import Scheduler, Work
 from dsv4.engine.speculate import Confirmed, Drafter
 from dsv4.engine.stop import StopText, finish_reason
 from dsv4.errors import DSV4Error, NumericsError, RequestError
+from dsv4.model.batch import Unread
 from dsv4.ops.op import PURE, Choices, under
+
+
+class _Flight(NamedTuple):
+    """A step that was launched, and whose tokens were not read."""
+
+    work: list[Work]
+    ran: Ran
+    drawn: Drawn
+    broken: dict[int, DSV4Error]  # by request: what its grammar said in place of a mask
 
 
 class Engine:
@@ -30,15 +49,21 @@ class Engine:
         drafter: Drafter | None = None,
         choices: Choices = PURE,
         turn: int = 512,
+        ahead: bool = False,
     ) -> None:
-        """`choices`: what the model's ops run as, where nobody says otherwise around `step`; `turn`: as in options."""
+        """`choices`: what the model's ops run as, where nobody says otherwise around `step`; `turn`: as in options.
+
+        ahead: launch each step before the tokens of the last are read. Without a drafter, which needs these.
+        """
+        assert drafter is None or not ahead
         self._runner, self._eos, self._roles, self._text, self._drafter = runner, eos, roles, text, drafter
         self.drafted = self.confirmed = 0  # tokens guessed so far, and how many of them the model chose as well
         store = runner.store
         self._scheduler = Scheduler(len(store.lengths), chunk, Pages(store.page_count, store.page, store.points), turn)
         self._requests: dict[int, Request] = {}
         self._count = 0
-        self._choices = choices
+        self._choices, self._ahead = choices, ahead
+        self._flight: _Flight | None = None
 
     @property
     def busy(self) -> bool:
@@ -48,7 +73,7 @@ class Engine:
     @property
     def stalled(self) -> bool:
         """Whether `step` can do nothing until a request is added, cancelled or released."""
-        return self._scheduler.stalled
+        return self._flight is None and self._scheduler.stalled
 
     @property
     def waiting(self) -> int:
@@ -129,36 +154,37 @@ class Engine:
             self._requests[number].held = held
 
     def step(self) -> list[Delta]:
-        """Run one step of the model over all requests that fit, and accept its tokens."""
+        """Run one step of the model over all requests that fit, and accept its tokens, or those of the one before."""
         with under(self._choices):
             return self._step()
 
     def _step(self) -> list[Delta]:
-        self._admit()
+        deltas = self._admit()
+        last, self._flight = self._flight, None
         work = self._scheduler.schedule()
         if not work:
-            return []
-        streams, logits = self._runner.run(work)
-        counts = [item.asked for item in work]
-        chosen = iter(self._choose(work, logits))
-        deltas: list[Delta] = []
-        confirmed = []
-        for item, seen, rows in zip(work, streams.split([one.size for one in work]), logits.split(counts), strict=True):
-            deltas += self._accept(item, rows, [next(chosen) for _ in rows])
-            request, start, end = item.request, item.start, item.request.done
-            if request.finish != "error":
-                confirmed.append(Confirmed(request, start, end, seen[: end - start]))
-        if self._drafter is not None and confirmed:
-            self._drafter.propose(confirmed)
-        for request, start, *_ in confirmed:
-            self._remember(request, start)
-            if request.finish:
-                self.cancel(request.number)
+            return deltas + self._land(last)
+        ran = self._runner.run(work, _unread(work, last))
+        for item in work:
+            item.request.done = item.end
+            item.request.flying += item.sample
+        deltas += self._land(last)
+        flight = self._draw(work, ran)
+        if not self._ahead:
+            return deltas + self._land(flight)
+        self._flight = flight
         return deltas
 
-    def _admit(self) -> None:
-        """Give slots to those whose turn it is, and bring the slots to where their requests can go on from."""
+    def _admit(self) -> list[Delta]:
+        """Give slots to those whose turn it is, and bring the slots to where their requests can go on from.
+
+        Who has to leave is asked what it came to, if that is in flight.
+        """
         store = self._runner.store
+        deltas: list[Delta] = []
+        if self._flight is not None and self._scheduler.in_the_way():
+            deltas = self._land(self._flight)
+            self._flight = None
         for request in self._scheduler.in_the_way():
             self._leave(request)
         for request in self._scheduler.admit():
@@ -166,13 +192,60 @@ class Engine:
             store.assign(request.slot, request.pages)
             if request.point is not None:
                 store.restore(request.point, request.slot, request.done)
+        return deltas
 
-    def _remember(self, request: Request, start: int) -> None:
-        """Let others go on from what has run since `start`."""
+    def _draw(self, work: list[Work], ran: Ran) -> _Flight:
+        """Ask for the model's own token behind every row. A draft's later rows are drawn as if nothing held them."""
+        rows: list[Row] = []
+        broken: dict[int, DSV4Error] = {}
+        for item in work:
+            request, mask = item.request, None
+            if item.sample and request.matcher and request.finish is None:
+                try:
+                    mask = request.matcher.mask()
+                except RequestError as error:
+                    broken[request.number] = error
+            rows += [Row(request.sampling, item.end + n, None if n else mask) for n in range(item.asked)]
+        if self._ahead and any(_traced(item.request) for item in work):
+            ran = Ran(ran.streams, ran.logits.clone())  # what a graph has made lasts until it runs again
+        return _Flight(work, ran, draw(ran.logits, rows), broken)
+
+    def _land(self, flight: _Flight | None) -> list[Delta]:
+        """Read the tokens of a step, and let requests and cache know of them."""
+        if flight is None:
+            return []
+        work, (streams, logits) = flight.work, flight.ran
+        chosen = iter(flight.drawn.read())
+        parts = zip(
+            streams.split([item.size for item in work]), logits.split([item.asked for item in work]), strict=True
+        )
+        deltas: list[Delta] = []
+        confirmed = []
+        for item, (seen, rows) in zip(work, parts, strict=True):
+            own, request = [next(chosen) for _ in range(item.asked)], item.request
+            if self._requests.get(request.number) is not request:
+                continue  # it was over before, or cancelled
+            request.flying -= item.sample
+            error = flight.broken.get(request.number)
+            made = [self._fail(request, error)] if error else self._accept(item, rows, own)
+            deltas += made
+            if request.finish != "error":
+                end = item.end + max(len(made) - 1, 0)
+                confirmed.append(Confirmed(request, item.start, end, seen[: end - item.start]))
+        if self._drafter is not None and confirmed:
+            self._drafter.propose(confirmed)
+        for request, start, end, _ in confirmed:
+            self._remember(request, start, end)
+            if request.finish:
+                self.cancel(request.number)
+        return deltas
+
+    def _remember(self, request: Request, start: int, end: int) -> None:
+        """Let others go on from positions start .. end - 1, which have run."""
         store = self._runner.store
         if store.points:
-            self._scheduler.share(request)
-            for place, length in self._scheduler.points(request, start):
+            self._scheduler.share(request, end)
+            for place, length in self._scheduler.points(request, start, end):
                 store.keep(place, request.slot, length)
 
     def _leave(self, request: Request) -> None:
@@ -183,39 +256,37 @@ class Engine:
                 self._runner.store.keep(place, request.slot, request.done)
         self._scheduler.turn_out(request)
 
-    def _choose(self, work: Sequence[Work], logits: Tensor) -> list[Chosen]:
-        """The model's own token behind every row, together; what a grammar says of it is asked when its turn comes."""
-        rows = [Row(item.request.sampling, item.request.length + n) for item in work for n in range(item.asked)]
-        return choose(logits, rows)
-
     def _accept(self, item: Work, logits: Tensor, chosen: Sequence[Chosen]) -> list[Delta]:
         """Take the model's own token behind each row, up to the first that the draft did not guess; forget the rest."""
-        request, deltas = item.request, []
-        request.done, request.draft = item.end, ()
+        request = item.request
+        deltas: list[Delta] = []
+        request.draft = ()
         for guess, row, one in zip((*item.draft, None), logits, chosen, strict=False):
-            deltas.append(self._emit(request, row, one))
+            deltas.append(self._emit(request, row, one, first=not deltas))
             self.confirmed += deltas[-1].token == guess
             if request.finish or deltas[-1].token != guess:
                 break
-            request.done += 1
-        if item.draft and request.finish is None:
-            self._runner.store.rewind(request.slot, request.done)
+        if item.draft:
+            request.done = item.end + len(deltas) - 1
+            if request.finish is None:
+                self._runner.store.rewind(request.slot, request.done)
         self.drafted += len(item.draft)
         return deltas
 
-    def _emit(self, request: Request, logits: Tensor, chosen: Chosen) -> Delta:
+    def _emit(self, request: Request, logits: Tensor, chosen: Chosen, first: bool) -> Delta:
+        """first: of a step, whose mask was known when it was drawn."""
         if not chosen.finite:
             return self._fail(request, _not_finite(request.length))
         asked, matcher, token = request.sampling, request.matcher, chosen.token
-        try:
-            mask = matcher.mask() if matcher else None
-        except RequestError as error:
-            return self._fail(request, error)
-        request.hash.update(chosen.mark)
-        if mask is not None:
+        if matcher and not first:
+            try:
+                mask = matcher.mask()
+            except RequestError as error:
+                return self._fail(request, error)
             token = choose(logits.unsqueeze(0), [Row(asked, request.length, mask)])[0].token
+        request.hash.update(chosen.mark)
         whole = matcher is not None and matcher.accept(token)
-        shown = trace(logits, token, asked.candidates) if len(request.output) < asked.trace else None
+        shown = trace(logits, token, asked.candidates) if _traced(request) else None
         request.output.append(token)
         room = self._runner.store.capacity - request.length
         finish = finish_reason(token, self._eos, self._roles, len(request.output), asked.max_tokens, room)
@@ -239,6 +310,26 @@ class Engine:
         self.cancel(request.number)
         text, hit = request.stop_text.push(request.text.finish())
         return Delta(request.number, NONE, text if hit else text + request.stop_text.finish(), "error", error=error)
+
+
+def _unread(work: Sequence[Work], last: _Flight | None) -> Unread | None:
+    """The tokens of the step before, where they are this one's last ones."""
+    if last is None:
+        return None
+    rows = {
+        item.request.number: end - 1
+        for item, end in zip(last.work, accumulate(i.asked for i in last.work), strict=True)
+    }
+    ends = accumulate(item.size for item in work)
+    pairs = [(end - 1, rows[i.request.number]) for i, end in zip(work, ends, strict=True) if i.end > i.request.length]
+    if not pairs:
+        return None
+    places, found = zip(*pairs, strict=True)
+    return Unread(list(places), last.drawn.tokens[sent(torch.tensor(found), last.drawn.tokens.device)])
+
+
+def _traced(request: Request) -> bool:
+    return len(request.output) < request.sampling.trace
 
 
 def _not_finite(position: int) -> NumericsError:

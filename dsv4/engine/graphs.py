@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from dsv4.cache.store import Store
-from dsv4.model.batch import Segment, batch_of, laid_out
+from dsv4.cache.transfer import sent
+from dsv4.model.batch import Segment, Unread, batch_of, laid_out
 from dsv4.model.model import Model
 
 SHORTEST: Final = 256  # tokens of context; from there on by powers of two
@@ -62,9 +63,11 @@ class Graphs:
         longest = max(SHORTEST, 1 << (end - 1).bit_length())
         return Shape(len(segments), count, min(longest, self._store.capacity))
 
-    def run(self, segments: Sequence[Segment], shape: Shape) -> Ran:
+    def run(self, segments: Sequence[Segment], shape: Shape, unread: Unread | None = None) -> Ran:
         """Run a step over all its tokens. The first of a shape is none: it builds and loads what a capture may not."""
-        given = torch.tensor(laid_out(segments))
+        given = sent(torch.tensor(laid_out(segments)), self._store.table.device)
+        if unread:
+            unread.into(given)
         if shape in self._captured:
             self._captured.move_to_end(shape)
         elif shape in self._warm:
@@ -73,9 +76,9 @@ class Graphs:
                 self._captured.popitem(last=False)
         else:
             self._warm.add(shape)
-            return self._step(given.to(self._store.table.device), shape)
+            return self._step(given, shape)
         captured = self._captured[shape]
-        captured.given.copy_(given.pin_memory(), non_blocking=True)
+        captured.given.copy_(given)
         captured.graph.replay()
         return captured.ran
 

@@ -102,7 +102,8 @@ class Request:
     matcher: Matcher | None = None
     slot: int = -1
     pages: list[int] = field(default_factory=list)  # of the cache, for all that has run; none while it waits
-    done: int = 0  # tokens whose state is in the cache
+    done: int = 0  # tokens whose state is in the cache, or will be when what was launched has run
+    flying: int = 0  # further tokens that were asked for and not read yet
     output: list[int] = field(default_factory=list)
     draft: tuple[int, ...] = ()  # guesses at the next tokens, to be verified
     finish: str | None = None
@@ -121,6 +122,11 @@ class Request:
     def length(self) -> int:
         """Tokens so far, prompt and output."""
         return len(self.prompt) + len(self.output)
+
+    @property
+    def coming(self) -> int:
+        """Tokens that there will be when those in flight are read."""
+        return self.length + self.flying
 
     def tokens(self, start: int, end: int) -> list[int]:
         """Tokens at positions start .. end - 1."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from dsv4 import taps
 from dsv4.cache.store import Store
+from dsv4.cache.transfer import sent
 from dsv4.engine.graphs import Graphs
 from dsv4.engine.graphs import Ran as Ran
 from dsv4.engine.scheduler import Work
-from dsv4.model.batch import Segment
+from dsv4.model.batch import Segment, Unread
 from dsv4.model.model import Model
 
 
@@ -21,31 +24,31 @@ class Runner:
         self.model, self.store = model, store
         self._graphs = Graphs(model, store) if graphs else None
 
-    def run(self, work: Sequence[Work]) -> Ran:
-        """Run a step; the cache then holds every token of it, drafts included.
+    def run(self, work: Sequence[Work], unread: Unread | None = None) -> Ran:
+        """Launch a step; when it has run, the cache holds every token of it, drafts included.
 
         Streams of all tokens of each item and logits of those `asked` about, one item behind another.
         """
         for item in work:
             self.store.assign(item.request.slot, item.request.pages)
         segments = [Segment(w.request.slot, w.start, w.tokens) for w in work]
-        ran = self._step(work, segments)
+        ran = self._step(work, segments, unread)
         for segment in segments:
             self.store.advance(segment.slot, len(segment.ids))
         return ran
 
-    def _step(self, work: Sequence[Work], segments: Sequence[Segment]) -> Ran:
+    def _step(self, work: Sequence[Work], segments: Sequence[Segment], unread: Unread | None) -> Ran:
         """Streams of all tokens, and logits of those that are asked about."""
         decodes = all(item.asked == item.size for item in work)
         if self._graphs and decodes and not taps.heard() and (shape := self._graphs.shape(segments)):
-            return self._graphs.run(segments, shape)
-        streams = self.model(self.model.batch(segments), self.store).streams
+            return self._graphs.run(segments, shape, unread)
+        streams = self.model(self.model.batch(segments, unread), self.store).streams
         rows: list[int] = []
         end = 0
         for item in work:
             end += item.size
             rows += range(end - item.asked, end)
-        return Ran(streams, self.model.logits(streams[rows]))
+        return Ran(streams, self.model.logits(streams[sent(torch.tensor(rows, dtype=torch.int64), streams.device)]))
 
     def rehearse(self, chunk: int, draft: int) -> None:
         """Run a step as large as any can be: memory that it lacks is missed now, and not in the middle of answers.

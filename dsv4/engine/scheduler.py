@@ -36,8 +36,9 @@ class Work(NamedTuple):
 
     @property
     def tokens(self) -> list[int]:
-        """The token ids that run."""
-        return [*self.request.tokens(self.start, self.end), *self.draft]
+        """The token ids that run, 0 for one that nobody has read yet."""
+        known = self.request.tokens(self.start, self.end)
+        return [*known, *[0] * (self.end - self.start - len(known)), *self.draft]
 
     @property
     def size(self) -> int:
@@ -162,21 +163,21 @@ class Scheduler:
             names.append(prefix_name(names[-1] if names else ROOT, request.tokens(start, start + page)))
         return names[: length // page]
 
-    def share(self, request: Request) -> None:
-        """Make the pages known that are full by now. Some of them may be others then, with the same content."""
-        names = self._names(request, request.done)
+    def share(self, request: Request, end: int) -> None:
+        """Make the pages known that `end` tokens fill. Some of them may be others then, with the same content."""
+        names = self._names(request, end)
         for number in range(request.shared, len(names)):
             request.pages[number] = self.pages.share(names[number], request.pages[number])
         request.shared = max(request.shared, len(names))
 
-    def points(self, request: Request, start: int) -> list[tuple[int, int]]:
-        """States to keep now that positions from `start` on have run: pairs of a place and a length.
+    def points(self, request: Request, start: int, end: int) -> list[tuple[int, int]]:
+        """States to keep now that positions start .. end - 1 have run: pairs of a place and a length.
 
         They are those at the last full page of a prompt, where a known prefix ended, and behind an answer.
         """
-        lengths = {n for n in request.stops if start < n <= request.done}
+        lengths = {n for n in request.stops if start < n <= end}
         if request.finish:
-            lengths.add(request.done)
+            lengths.add(end)
         places = [(self.keep(request, length), length) for length in sorted(lengths)]
         return [(place, length) for place, length in places if place is not None]
 
@@ -190,8 +191,8 @@ class Scheduler:
     def schedule(self) -> list[Work]:
         """The next step's work, in a fixed order, and pages for it; empty when nothing runs."""
         ready = [r for r in self.running if not r.held]
-        decodes = [r for r in ready if r.length - r.done == 1]
-        work = [Work(r, r.done, r.length, True, r.draft) for r in decodes]
+        decodes = [r for r in ready if r.coming - r.done == 1 and r.coming < r.limit]
+        work = [Work(r, r.done, r.coming, True, r.draft) for r in decodes]
         budget = max(self._chunk - len(decodes), 1)  # a prompt always moves on
         for request in ready:
             take = min(request.length - request.done, budget)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dsv4.cache.layout import LayerLayout
 from dsv4.cache.store import AnyLayer
+from dsv4.cache.transfer import sent
 from dsv4.config import ModelConfig
 from dsv4.model.places import Closing, Places
 from dsv4.ops.rope import Rotation, frequencies, rotation
@@ -24,6 +26,17 @@ class Segment:
     slot: int
     start: int
     ids: Sequence[int]
+
+
+class Unread(NamedTuple):
+    """Token ids that the device has and the host does not know yet, and their places among a step's tokens."""
+
+    places: list[int]
+    ids: Tensor  # int64, as many
+
+    def into(self, tokens: Tensor) -> None:
+        """Write them into a step's tokens as `laid_out` has them, int64 [3, T], on the device."""
+        tokens[0, sent(torch.tensor(self.places), tokens.device)] = self.ids
 
 
 @dataclass(frozen=True)
@@ -95,13 +108,16 @@ def laid_out(segments: Sequence[Segment]) -> list[list[int]]:
     return [ids, slots, [s.start + n for s in segments for n in range(len(s.ids))]]
 
 
-def make_batch(segments: Sequence[Segment], ratios: Sequence[int], steps: Steps) -> Batch:
+def make_batch(segments: Sequence[Segment], ratios: Sequence[int], steps: Steps, unread: Unread | None = None) -> Batch:
     """Lay the segments out as one step. `ratios`: the compression ratios that occur in the model."""
     tokens = laid_out(segments)
     places = list(zip(tokens[1], tokens[2], strict=True))
+    given = sent(torch.tensor(tokens), steps.plain.device)
+    if unread:
+        unread.into(given)
     closing = {ratio: _closing(places, ratio, steps.yarn) for ratio in set(ratios) if ratio}
     longest, most = max(s.start + len(s.ids) for s in segments), max(len(s.ids) for s in segments)
-    return batch_of(torch.tensor(tokens, device=steps.plain.device), longest, most, closing, steps)
+    return batch_of(given, longest, most, closing, steps)
 
 
 def batch_of(tokens: Tensor, longest: int, most: int, closing: Mapping[int, Closing | None], steps: Steps) -> Batch:

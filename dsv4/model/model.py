@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dsv4.cache.store import Store
 from dsv4.config import EngineOptions, ModelConfig
-from dsv4.model.batch import Batch, Segment, Steps, make_batch
+from dsv4.model.batch import Batch, Segment, Steps, Unread, make_batch
 from dsv4.model.layers import Behind, HeadMix, Scope, expand, settled
 from dsv4.model.stored import kind_of_block
 from dsv4.ops.linear import matmul
@@ -50,9 +50,9 @@ class Model:
         ]
         self.head_mix, self.head = HeadMix(scope, config), scope.dense("head.weight")
 
-    def batch(self, segments: Sequence[Segment]) -> Batch:
+    def batch(self, segments: Sequence[Segment], unread: Unread | None = None) -> Batch:
         """Lay segments out as one step of this model."""
-        return make_batch(segments, self.config.layer_ratios, self.steps)
+        return make_batch(segments, self.config.layer_ratios, self.steps, unread)
 
     def embed(self, ids: Tensor) -> Tensor:
         """[T] token ids -> [T, d]."""
