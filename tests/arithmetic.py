@@ -147,7 +147,7 @@ class Guesses:
     def __init__(self, runner: Arithmetic, count: int, draw: random.Random) -> None:
         self.runner, self.count, self.draw = runner, count, draw
 
-    def propose(self, confirmed: Sequence[Confirmed]) -> None:
+    def propose(self, confirmed: Sequence[Confirmed], streams: Tensor) -> None:
         for one in confirmed:
             request = one.request
             assert one.end == request.done <= request.length - 1 or one.end < len(request.prompt)

@@ -12,7 +12,8 @@ from dsv4.config import EngineOptions
 from dsv4.engine.engine import Engine
 from dsv4.engine.request import Delta, Sampling
 from dsv4.errors import RequestError
-from dsv4.llm import LLM
+from dsv4.llm import EMBEDDED, LLM
+from tests import PICO
 from tests.arithmetic import EOS, GREEDY, PAGE, VOCABULARY, Arithmetic, engine, finish
 
 Answer = list[tuple[Any, ...]]
@@ -137,12 +138,12 @@ def test_who_has_to_leave_is_asked_first_what_it_came_to() -> None:
 # --- the real model --------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=[False, True], ids=["simulated", "stored"])
+@pytest.fixture(params=[PICO, pytest.param(EMBEDDED, marks=pytest.mark.slow)], ids=["simulated", "stored"])
 def loaded(request: pytest.FixtureRequest) -> LLM:
     options = EngineOptions(
-        draft_tokens=0, max_sequences=2, max_context=512, prefill_chunk=64, stored=request.param, turn=10
+        draft_tokens=0, max_sequences=2, max_context=512, prefill_chunk=64, stored=request.param == EMBEDDED, turn=10
     )
-    return LLM.load(options=options)
+    return LLM.load(request.param, options)
 
 
 def test_the_models_answers_and_their_hashes_are_the_same(loaded: LLM) -> None:
@@ -152,7 +153,7 @@ def test_the_models_answers_and_their_hashes_are_the_same(loaded: LLM) -> None:
     for ahead in (False, True):
         made._ahead = ahead
         for _ in range(2):
-            numbers = [made.add(prompt, Sampling(seed=n, max_tokens=30)) for n, prompt in enumerate(prompts)]
+            numbers = [made.add(prompt, Sampling(seed=n, max_tokens=20)) for n, prompt in enumerate(prompts)]
             found = finish(made)
             answers.append([said(found[number]) for number in numbers])
     assert answers[0] == answers[1] == answers[2] == answers[3]

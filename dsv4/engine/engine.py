@@ -214,26 +214,23 @@ class Engine:
         """Read the tokens of a step, and let requests and cache know of them."""
         if flight is None:
             return []
-        work, (streams, logits) = flight.work, flight.ran
-        chosen = iter(flight.drawn.read())
-        parts = zip(
-            streams.split([item.size for item in work]), logits.split([item.asked for item in work]), strict=True
-        )
+        chosen = flight.drawn.read()
         deltas: list[Delta] = []
         confirmed = []
-        for item, (seen, rows) in zip(work, parts, strict=True):
-            own, request = [next(chosen) for _ in range(item.asked)], item.request
-            if self._requests.get(request.number) is not request:
-                continue  # it was over before, or cancelled
-            request.flying -= item.sample
-            error = flight.broken.get(request.number)
-            made = [self._fail(request, error)] if error else self._accept(item, rows, own)
-            deltas += made
-            if request.finish != "error":
-                end = item.end + max(len(made) - 1, 0)
-                confirmed.append(Confirmed(request, item.start, end, seen[: end - item.start]))
+        first = row = 0  # of each item's tokens, and of its logits
+        for item in flight.work:
+            request = item.request
+            if self._requests.get(request.number) is request:  # else it was over before, or cancelled
+                request.flying -= item.sample
+                error = flight.broken.get(request.number)
+                made = [self._fail(request, error)] if error else self._accept(item, flight, row, chosen)
+                deltas += made
+                if request.finish != "error":
+                    end = item.end + max(len(made) - 1, 0)
+                    confirmed.append(Confirmed(request, item.start, end, first))
+            first, row = first + item.size, row + item.asked
         if self._drafter is not None and confirmed:
-            self._drafter.propose(confirmed)
+            self._drafter.propose(confirmed, flight.ran.streams)
         for request, start, end, _ in confirmed:
             self._remember(request, start, end)
             if request.finish:
@@ -256,13 +253,16 @@ class Engine:
                 self._runner.store.keep(place, request.slot, request.done)
         self._scheduler.turn_out(request)
 
-    def _accept(self, item: Work, logits: Tensor, chosen: Sequence[Chosen]) -> list[Delta]:
-        """Take the model's own token behind each row, up to the first that the draft did not guess; forget the rest."""
+    def _accept(self, item: Work, flight: _Flight, row: int, chosen: Sequence[Chosen]) -> list[Delta]:
+        """Take the model's own token behind each row, up to the first that the draft did not guess; forget the rest.
+
+        row: the item's first.
+        """
         request = item.request
         deltas: list[Delta] = []
         request.draft = ()
-        for guess, row, one in zip((*item.draft, None), logits, chosen, strict=False):
-            deltas.append(self._emit(request, row, one, first=not deltas))
+        for guess, at in zip((*item.draft, None), range(row, row + item.asked), strict=False):
+            deltas.append(self._emit(request, flight.ran.logits, at, chosen[at], first=at == row))
             self.confirmed += deltas[-1].token == guess
             if request.finish or deltas[-1].token != guess:
                 break
@@ -273,8 +273,8 @@ class Engine:
         self.drafted += len(item.draft)
         return deltas
 
-    def _emit(self, request: Request, logits: Tensor, chosen: Chosen, first: bool) -> Delta:
-        """first: of a step, whose mask was known when it was drawn."""
+    def _emit(self, request: Request, logits: Tensor, row: int, chosen: Chosen, first: bool) -> Delta:
+        """chosen: behind a row of logits; first: of a step, whose mask was known when it was drawn."""
         if not chosen.finite:
             return self._fail(request, _not_finite(request.length))
         asked, matcher, token = request.sampling, request.matcher, chosen.token
@@ -283,10 +283,10 @@ class Engine:
                 mask = matcher.mask()
             except RequestError as error:
                 return self._fail(request, error)
-            token = choose(logits.unsqueeze(0), [Row(asked, request.length, mask)])[0].token
+            token = choose(logits[row, None], [Row(asked, request.length, mask)])[0].token
         request.hash.update(chosen.mark)
         whole = matcher is not None and matcher.accept(token)
-        shown = trace(logits, token, asked.candidates) if _traced(request) else None
+        shown = trace(logits[row], token, asked.candidates) if _traced(request) else None
         request.output.append(token)
         room = self._runner.store.capacity - request.length
         finish = finish_reason(token, self._eos, self._roles, len(request.output), asked.max_tokens, room)

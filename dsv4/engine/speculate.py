@@ -21,12 +21,12 @@ from dsv4.model.mtp import Mtp
 
 
 class Confirmed(NamedTuple):
-    """Positions start .. end - 1 that a step ran and the model stands by; streams [end - start, M, d]."""
+    """Positions start .. end - 1 that a step ran and the model stands by; `first`: of its tokens, that at `start`."""
 
     request: Request
     start: int
     end: int
-    streams: Tensor
+    first: int
 
 
 class Drafter:
@@ -35,14 +35,16 @@ class Drafter:
     def __init__(self, mtp: Mtp, store: AnyLayer, count: int) -> None:
         self.mtp, self.store, self.count = mtp, store, count
 
-    def propose(self, confirmed: Sequence[Confirmed]) -> None:
+    def propose(self, confirmed: Sequence[Confirmed], streams: Tensor) -> None:
         """Take in what was confirmed, then set `request.draft` of those that have sampled their next token and go on.
 
+        streams: [T, M, d] of the step's tokens.
         Behind a prefix that an earlier request left, the draft's window ends with a row that saw that request's next
         token: a guess may differ for it, an answer cannot.
         """
         segments = [Segment(c.request.slot, c.start, c.request.tokens(c.start + 1, c.end + 1)) for c in confirmed]
-        streams = self._run(torch.cat([c.streams for c in confirmed]), segments)
+        rows = [c.first + n for c in confirmed for n in range(c.end - c.start)]
+        streams = self._run(streams[rows], segments)
         ends = torch.tensor([c.end - c.start for c in confirmed]).cumsum(0) - 1
         going = [(n, c) for n, c in enumerate(confirmed) if c.request.finish is None]
         asking = [(n, c.request) for n, c in going if c.end == c.request.length - 1]
