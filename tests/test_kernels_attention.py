@@ -71,6 +71,32 @@ FORMS = (
 )
 
 
+DECODED = (
+    "16 heads, 128 + 0 rows",
+    "32 heads, 64 + 70 rows",
+    "absent entries",
+    pytest.param("more chunks than strands", marks=pytest.mark.slow),
+    pytest.param("64 heads, 128 + 512 rows", marks=pytest.mark.slow),
+)
+
+
+@pytest.mark.parametrize("name", DECODED)
+def test_rows_that_were_decoded_before_give_the_same_bits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every form that there is for them."""
+    make = played()[f"attend: {name}"].make
+    given, wide = make(), listed._decoding(make)()
+    with shim.machine(csrc=on_hopper(), clusters=True) as ran:
+        found = attend.implementations["fused"].run(*given)
+    assert set(ran) == {"attend_tiles"}
+    chunks = -(-(given[2].shape[1] + given[4].shape[1]) // 64)
+    made = [attention.form(heads, pairs, chunks, wide=True) for heads in (16, 32, 64) for pairs in (1, 2)]
+    chosen = [form for form in made if form and 2 * form.pairs - 1 <= chunks]
+    assert len(chosen) > 2
+    for number, form in enumerate(chosen):
+        other = in_form(form, wide, monkeypatch, shim.ORDERS[number % 3])
+        assert differing(found, other) == 0, form
+
+
 @pytest.mark.parametrize(("name", "least"), FORMS)
 def test_no_form_changes_a_bit(name: str, least: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles of 16 and of 32 heads, strands on one block and on many, in three orders of the threads."""

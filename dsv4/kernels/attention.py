@@ -24,10 +24,12 @@ _CHUNK: Final = 64  # entries
 _STRANDS: Final = 32
 _SLOTS: Final = 2
 _RINGS: Final = ((3, 3), (3, 2), (2, 3), (2, 2))
+_WIDE_RINGS: Final = ((4, 1), (3, 1))  # of rows that are BF16 already: only their second number is room for values
 _PITCH: Final = 264 * 4  # bytes from head to head of a block's values
 _TILES: Final = (16, 32, 64)  # heads
 _MOST_HEADS: Final = 1024
 _KERNEL: Final = Kernel("attend.cu", "attend_tiles", "p p l i p i p l i p i p p p i i i i i i p p p")
+_WIDE: Final = Kernel("attend.cu", "attend_wide", "p p p i p p i p p p i i i i i i p p p")
 _WHOLE: Final = 227 << 10  # bytes of shared memory for a block
 # Multiprocessors that a cluster lies on; of so many clusters there is room at once (eight took two rounds on an H100).
 _NEIGHBOURS: Final = 16
@@ -57,23 +59,23 @@ class Plan(NamedTuple):
         return beside + queries + wide + stored + self.heads * 512 + (self.slots - 1) * 2 * self.heads * _PITCH
 
 
-def form(tile: int, pairs: int, chunks: int) -> Plan | None:
-    """With the rings that shared memory has room for; None: it has none for this.
+def form(tile: int, pairs: int, chunks: int, wide: bool = False) -> Plan | None:
+    """With the rings that shared memory has room for; None: it has none for this. wide: rows are BF16 already.
 
     A pair that has all strands folds each behind those before it: they take the room of a second strand, and none where
     strands have one chunk each.
     """
     slots = -(-min(chunks, _STRANDS) // (2 * pairs)) if pairs > 1 else 1 + (chunks > _STRANDS)
-    made = [Plan(tile, pairs, slots, *rings) for rings in _RINGS]
+    made = [Plan(tile, pairs, slots, *rings) for rings in (_WIDE_RINGS if wide else _RINGS)]
     return next((one for one in made if one.smem <= _WHOLE and slots <= _SLOTS), None)
 
 
-def plan(tokens: int, heads: int, entries: int, processors: int) -> Plan:
+def plan(tokens: int, heads: int, entries: int, processors: int, wide: bool = False) -> Plan:
     """The form that should be over first, on so many multiprocessors."""
     chunks = -(-entries // _CHUNK)
     spread = {-(-min(chunks, _STRANDS) // (2 * slots)) for slots in range(1, _SLOTS + 1)}
     shapes = [1, *(pairs for pairs in sorted(spread) if 1 < pairs <= _NEIGHBOURS // 2)]
-    forms = [one for tile in _TILES for pairs in shapes if (one := form(tile, pairs, chunks))]
+    forms = [one for tile in _TILES for pairs in shapes if (one := form(tile, pairs, chunks, wide))]
     return min(forms, key=lambda one: _time(one, tokens, heads, chunks, processors))
 
 
@@ -95,7 +97,9 @@ def _refuse(
         return f"{turn.cos.shape[-1]} of {q.shape[2]} dimensions are rotated, and 64 of 512 fit"
     if not 0 < q.shape[1] <= _MOST_HEADS:
         return f"{q.shape[1]} heads, and 1 to {_MOST_HEADS} fit"
-    for pages in (near, far):
+    if near.dtype != far.dtype:
+        return f"rows of both {near.dtype} and {far.dtype}"
+    for pages in (near, far) if near.dtype == torch.uint8 else ():
         if pages.shape[1] % 16 or not _ROW.page_rows(pages.shape[1]):
             return f"a page has {pages.shape[1]} bytes, no multiple of 16 that holds a row"
     return None if near_rows.shape[1] else "no list has an entry"
@@ -129,12 +133,18 @@ def _run(
     for name, part in zip(turn._fields, turn, strict=True):
         need(part, f"turn.{name}", align=16)
     places: list[Tensor | int] = []
+    wide = lists[0][0].dtype == torch.bfloat16
     for pages, listed in lists:
-        need(pages, "pages", shape=(None, None), dtype=torch.uint8, device=device, align=16)
         need(listed, "rows", shape=(tokens, None), dtype=torch.int64, device=device)
-        places += [pages, pages.shape[1], _ROW.page_rows(pages.shape[1]), listed, listed.shape[1]]
+        if wide:
+            need(pages, "rows", shape=(None, dims), dtype=torch.bfloat16, device=device, align=16)
+            places += [pages, listed, listed.shape[1]]
+        else:
+            need(pages, "pages", shape=(None, None), dtype=torch.uint8, device=device, align=16)
+            places += [pages, pages.shape[1], _ROW.page_rows(pages.shape[1]), listed, listed.shape[1]]
     entries = sum(listed.shape[1] for _, listed in lists)
-    one = plan(tokens, heads, entries, rows.multiprocessors(device))
+    one = plan(tokens, heads, entries, rows.multiprocessors(device), wide)
     tiles, blocks = -(-heads // one.heads), 2 * one.pairs
     given = (q, *places, sink, *turn, heads, tiles, one.heads, one.slots, one.stages, one.ring, *out)
-    _KERNEL(tokens * tiles * blocks, _THREADS, *given, smem=one.smem, cluster=blocks, pdl=True)
+    kernel = _WIDE if wide else _KERNEL
+    kernel(tokens * tiles * blocks, _THREADS, *given, smem=one.smem, cluster=blocks, pdl=True)

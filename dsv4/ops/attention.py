@@ -59,6 +59,13 @@ def _attend(q: Tensor, pool: Tensor, rows: Tensor, sink: Tensor) -> Tensor:
     return (acc / (total + torch.exp(sink.view(-1, 1) - peak[:, -1]))).type(q.dtype)
 
 
+def vectors(pages: Tensor, rows: Tensor, dims: int, rotated: int) -> Tensor:
+    """Those of the rows of pages, or of rows that are decoded; zeros for none. [N] -> [N, D]"""
+    if pages.dtype == torch.uint8:
+        return read_kv(pages, rows, dims, rotated)
+    return pages[rows.clamp(min=0)].masked_fill((rows < 0).unsqueeze(1), 0.0)
+
+
 @op
 def attend(
     q: Tensor, near: Tensor, near_rows: Tensor, far: Tensor, far_rows: Tensor, sink: Tensor, turn: Rotation
@@ -66,14 +73,14 @@ def attend(
     """The context's side of a layer: `sparse_attention` over stored rows, its values turned back by the query's angle.
 
     q: [T, H, D], normalised and rotated; near, far: uint8 pages of `KvRow`, of the window and of pooled entries, maybe
-    the same tensor; near_rows: [T, n1], far_rows: [T, n2] int64 rows of these, -1 for none, n2 may be 0; sink: [H]
-    FP32; turn: rotations of the T positions. Returns [T, H, D] in q's dtype: what wo_a reads officially. Each token's
-    first entry is valid, or none of its entries is: then its values are zeros. Absent entries behind the others change
-    no bit.
+    the same tensor, or both BF16 [N, D], rows that `read_kv` has decoded; near_rows: [T, n1], far_rows: [T, n2] int64
+    rows of these, -1 for none, n2 may be 0; sink: [H] FP32; turn: rotations of the T positions. Returns [T, H, D] in
+    q's dtype: what wo_a reads officially. Each token's first entry is valid, or none of its entries is: then its values
+    are zeros. Absent entries behind the others change no bit, nor does it matter whether rows were decoded before.
     """
     dims, rotated = q.shape[-1], turn.cos.shape[-1]
     lists = ((near, near_rows), (far, far_rows))
-    pool = torch.cat([read_kv(pages, rows.flatten(), dims, rotated) for pages, rows in lists])
+    pool = torch.cat([vectors(pages, rows.flatten(), dims, rotated) for pages, rows in lists])
     rows = torch.cat((near_rows, far_rows), 1)
     first, second = torch.arange(rows.numel(), device=rows.device).split((near_rows.numel(), far_rows.numel()))
     numbers = torch.cat((first.view(near_rows.shape), second.view(far_rows.shape)), 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ from dsv4.check.cases.quantize import searched
 from dsv4.check.cases.rope import turn
 from dsv4.check.contract import Arguments, Case, Property, Size
 from dsv4.check.metrics import METRICS, Bound, Bounds, leaves
-from dsv4.ops.attention import attend, attend_quant
+from dsv4.ops.attention import attend, attend_quant, vectors
 from dsv4.ops.kv import read_kv
 from dsv4.quant.formats import FP8_ROW
 from dsv4.quant.kv_rows import KvRow
@@ -72,7 +72,56 @@ def cases() -> Iterator[Case]:
             for tokens in (1, 64):
                 make = partial(given, tokens, heads, WINDOW, far, among=among)
                 yield case(name=f"{model} {kind} {tokens}", make=make, size="big", bench=f"{model} {kind}")
+    yield from _wide()
     yield from _quantised()
+
+
+def _wide() -> Iterator[Case]:
+    """Rows that were decoded before."""
+    case = partial(
+        Case, op=attend, tokens=(0, 2, 4, 6), bounds=ALLOWED, unfused_bounds=ALLOWED, oracle=exact,
+        oracle_bounds=ALLOWED, properties=angle,
+    )  # fmt: skip
+    for heads, near, far in (*SMALL[1:6], (32, 64, 70)):
+        yield case(
+            name=f"{heads} heads, {near} + {far} decoded rows", make=_decoding(partial(given, 2, heads, near, far))
+        )
+    for heads, far, size in LARGE:
+        made = _decoding(partial(given, 2, heads, WINDOW, far))
+        yield case(name=f"{heads} heads, 128 + {far} decoded rows", make=made, size=size)
+    yield case(name="more chunks of decoded rows than strands", make=_decoding(partial(given, 1, 4, 5, 2060)))
+    for name in ("absent entries", "a token without entries", "huge scores", "NaN where nobody looks"):
+        yield case(name=f"decoded rows: {name}", make=_decoding(partial(_changed, CHANGES[name])))
+    listed = _decoding(partial(_changed, _listed_nan))
+    yield case(name="a decoded row listed that is NaN", make=listed, properties=None)
+    for model, heads, far in (("flash", FLASH, 512), ("pro", PRO, 1024)):
+        for label, make in (
+            ("stored", partial(_prompt, heads, far)),
+            ("decoded", _decoding(partial(_prompt, heads, far))),
+        ):
+            bench = f"{model} csa prompt, {label} rows"
+            yield case(name=f"{bench} 4096", make=make, size="big", bench=bench, oracle=None, properties=None)
+
+
+def _prompt(heads: int, far: int, tokens: int = 4096) -> Arguments:
+    """The last tokens of a prompt of 16,384: a ring of windows, and entries picked of the 4,096 that all see."""
+    q, _, _, _, _, sink, by = given(tokens, heads, 1, 1)
+    near_rows = torch.arange(tokens).unsqueeze(1) + torch.arange(WINDOW)
+    draw = torch.Generator().manual_seed(far)
+    picked = torch.stack([torch.randperm(4096, generator=draw)[:far].sort().values for _ in range(64)])
+    stored = pages("near", tokens + WINDOW, PAGE), pages("far", 4096, PAGE)
+    return q, stored[0], near_rows, stored[1], picked.repeat(tokens // 64, 1), sink, by
+
+
+def _decoding(make: Callable[[], Arguments]) -> Callable[[], Arguments]:
+    """The same arguments with decoded rows, whose numbers are those of the stored ones."""
+
+    def made() -> Arguments:
+        q, near, near_rows, far, far_rows, *more = make()
+        wide = [read_kv(one, torch.arange(len(one) * ROW.page_rows(one.shape[1])), 512, 64) for one in (near, far)]
+        return q, wide[0], near_rows, wide[1], far_rows, *more
+
+    return made
 
 
 def _quantised() -> Iterator[Case]:
@@ -91,10 +140,8 @@ def exact(given: Arguments, found: Any) -> Tensor:
     q, near, near_rows, far, far_rows, sink, by = given
     out = torch.zeros(q.shape, dtype=torch.float64, device=q.device)
     for t, query in enumerate(q.double()):
-        parts = [
-            read_kv.reference(pages, rows[t][rows[t] >= 0], q.shape[-1], 64).double()
-            for pages, rows in ((near, near_rows), (far, far_rows))
-        ]
+        lists = ((near, near_rows[t]), (far, far_rows[t]))
+        parts = [vectors(pages, rows[rows >= 0], q.shape[-1], 64).double() for pages, rows in lists]
         kv = torch.cat(parts)
         if len(kv):
             scores = torch.cat((query @ kv.T * q.shape[-1] ** -0.5, sink.double().unsqueeze(1)), 1)

@@ -26,6 +26,9 @@
 //         8,192 entries 34.1. "one stream": both warpgroups of a block on one chunk, the next one's scores ahead, meet twice a
 //         chunk and wait alike: 13.2, 45.1. "bulk copies" of rows: a warp issues them a lane at a time, 11.7 and 32.8. "teams":
 //         four warps a stream that widen, instead of eight for both: 11.9 and 29.9.
+// Wide    attend_wide reads rows that are BF16 already, in the same order with the same bits: for prompts, whose tokens see
+//         much the same rows, so that they are decoded once (read_kv) and not by each token. A chunk of the feeders is 8 copies a
+//         thread then. 4,096 tokens read 2.7 GB by way of the second cache. Not timed yet.
 // Limit   the eight feeders: half of the time who multiplies waits for rows. A chunk of theirs is 320 instructions a warp, in
 //         which little else is under way.
 //
@@ -38,6 +41,14 @@ extern "C" __global__ void __launch_bounds__(attend::THREADS, 1) attend_tiles(
     const bf16* q, const u8* near, i64 near_bytes, int near_page, const i64* near_rows, int near_count, const u8* far,
     i64 far_bytes, int far_page, const i64* far_rows, int far_count, const float* sink, const float* cos, const float* sin,
     int heads, int tiles, int wide, int slots, int stages, int ring, bf16* y, u8* data, u8* scale) {
-  attend::run(q, {{near, near_bytes, near_page, near_rows, near_count}, {far, far_bytes, far_page, far_rows, far_count}},
+  attend::run<false>(q, {{near, near_bytes, near_page, near_rows, near_count}, {far, far_bytes, far_page, far_rows, far_count}},
               sink, {cos, sin, attend::TURNED, true}, {heads, tiles, wide, slots, {stages, ring}}, {y, data, scale});
+}
+
+extern "C" __global__ void __launch_bounds__(attend::THREADS, 1) attend_wide(
+    const bf16* q, const u8* near, const i64* near_rows, int near_count, const u8* far, const i64* far_rows, int far_count,
+    const float* sink, const float* cos, const float* sin, int heads, int tiles, int wide, int slots, int stages, int ring,
+    bf16* y, u8* data, u8* scale) {
+  attend::run<true>(q, {{near, attend::WIDE_ROW, 1, near_rows, near_count}, {far, attend::WIDE_ROW, 1, far_rows, far_count}},
+                    sink, {cos, sin, attend::TURNED, true}, {heads, tiles, wide, slots, {stages, ring}}, {y, data, scale});
 }

@@ -91,6 +91,43 @@ __device__ __forceinline__ void feed(const Lists& lists, Memory& memory, const S
   }
 }
 
+// The same where rows are BF16 already (decoded once for all who attend to them): they go straight to where they are
+// multiplied, two chunks ahead.
+__device__ __forceinline__ void feed_wide(const Lists& lists, Memory& memory, const Sizes& sizes) {
+  constexpr int AHEAD = 2;
+  const Place here(blockIdx.x, sizes);
+  const int warp = threadIdx.x % FEEDERS / 32, chunks = lists.chunks();
+  const int total = GROUPS * chunks_of_stream(here.stream(0), here.streams(), chunks);
+  Walk at[GROUPS] = {{here.stream(0), chunks, here.streams()}, {here.stream(1), chunks, here.streams()}};
+  WideRows next;
+  const auto look = [&](int group) {
+    next.look(lists, here.token, at[group].over() ? -1 : at[group].chunk);
+    at[group].next(1);
+  };
+  pdl_wait();
+  look(0);
+  await_cluster();
+  int stage = 0, landed = 0;
+  u32 parity = 1;  // a stage is empty at once the first time
+#pragma unroll 1
+  for (int n = 0; n < total + AHEAD; n++) {
+    if (n < total) {
+      const WideRows now = next;
+      if (n + 1 < total) n % GROUPS ? look(0) : look(1);
+      memory.empty[stage].barrier.wait(parity);
+      if (threadIdx.x % 32 == 0) reinterpret_cast<u8*>(memory.listed[n % LISTED])[warp] = static_cast<u8>(now.listed);
+      now.bring(memory.kv(stage), here.side);
+      if (++stage == sizes.rings.stages) stage = 0, parity ^= 1;
+    }
+    copies_commit();
+    if (n < AHEAD) continue;
+    copies_wait<AHEAD>();
+    fence_shared();
+    memory.full[landed].barrier.arrive();
+    if (++landed == sizes.rings.stages) landed = 0;
+  }
+}
+
 // The tile's queries as an operand: four boxes of 64 heads.
 __device__ __forceinline__ void lay_queries(const bf16* q, int heads, int wide, u8* to) {
   constexpr int PIECES = COLUMNS / EIGHT, ROWS = WORKERS / PIECES, BATCH = 2;  // rows at a time
@@ -293,6 +330,7 @@ __device__ __forceinline__ void finish_share(Memory& memory, int chunks, const f
   }
 }
 
+template <bool WIDE>
 __device__ __forceinline__ void run(const bf16* q, const Lists& lists, const float* sink, const Turn& turn,
                                     const Sizes& sizes, const Out& out) {
   DYNAMIC_SHARED(__align__(1024) u8, shared);
@@ -312,7 +350,11 @@ __device__ __forceinline__ void run(const bf16* q, const Lists& lists, const flo
   begin_cluster();
   if (threadIdx.x >= WORKERS) {
     Share::give();
-    feed(lists, memory, sizes);
+    if constexpr (WIDE) {
+      feed_wide(lists, memory, sizes);
+    } else {
+      feed(lists, memory, sizes);
+    }
     if (cluster_size() > 2) meet_cluster();
   } else {
     Share::take();

@@ -144,6 +144,33 @@ __device__ __forceinline__ void widen_last(const u8 (*rows)[PART], u8* kv) {
   }
 }
 
+// The block's half of rows that are BF16 already: a warp has eight rows, of which a lane brings 16 bytes each.
+constexpr int WIDE_ROW = 2 * DIMS, WARP_ROWS = CHUNK / (FEEDERS / 32);
+
+// Where the row of the lane's entry lies (the first eight have one), which of them are there, and for whom they are brought.
+struct WideRows {
+  const u8* from;
+  u32 listed;
+
+  __device__ void look(const Lists& lists, i64 token, int chunk) {
+    const int lane = threadIdx.x % 32, entry = chunk * CHUNK + threadIdx.x % FEEDERS / 32 * WARP_ROWS + lane;
+    const u32 row = lane < WARP_ROWS && chunk >= 0 ? lists.row(token, entry) : NONE;
+    listed = __ballot_sync(ALL_LANES, row != NONE);
+    from = (entry < lists.near.count ? lists.near.pages : lists.far.pages) + static_cast<i64>(row == NONE ? 0 : row) * WIDE_ROW;
+  }
+  __device__ void bring(u8* kv, int side) const {
+    static_assert(WARP_ROWS == 8 && COLUMNS == 8 * 32);
+    const int piece = threadIdx.x % 32, first = threadIdx.x % FEEDERS / 32 * WARP_ROWS;
+    u8* const own = kv + piece / 8 * BOX + first * BOX_BYTES;
+#pragma unroll
+    for (int i = 0; i < WARP_ROWS; i++) {
+      const u64 row = __shfl_sync(ALL_LANES, reinterpret_cast<u64>(from), i);
+      const u8* const there = reinterpret_cast<const u8*>(row) + side * 2 * COLUMNS + 16 * piece;
+      copy_async<16>(own + i * BOX_BYTES + 16 * (piece % 8 ^ i), there, listed >> i & 1);
+    }
+  }
+};
+
 __device__ __forceinline__ int chunks_of(int strand, int chunks) { return (chunks - strand + STRANDS - 1) / STRANDS; }
 
 // The chunks of a stream, one after another: those of its first strand ascending, then of its next. Strand s is of stream s

@@ -8,7 +8,7 @@
 namespace attend {
 
 constexpr int HEADS = 64;                       // rows of a warpgroup's product
-constexpr int MOST_RING = 3, MOST_STAGES = 3;   // chunks in shared memory, as they are stored and as BF16
+constexpr int MOST_RING = 3, MOST_STAGES = 4;   // chunks in shared memory, as they are stored and as BF16
 constexpr int NAMED = 4, LISTED = 8;            // whose rows have names, and of which is known what is listed
 constexpr int SLOTS = 2;                        // strands that a stream keeps at most
 constexpr int PITCH = COLUMNS + 8;              // floats from head to head of values, so that no two lanes meet in a bank
