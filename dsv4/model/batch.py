@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from dsv4.cache.store import AnyLayer
 from dsv4.cache.transfer import sent
 from dsv4.config import ModelConfig
 from dsv4.model.places import Closing, Places
+from dsv4.model.pool import Pool, Run, pays
 from dsv4.ops.rope import Rotation, frequencies, rotation
 from dsv4.ops.step import WindowRows, rotations, window_rows
 
@@ -52,8 +53,10 @@ class Batch:
     closing: Mapping[int, Closing | None]  # by ratio; None where no block ends
     longest: int  # largest position + 1
     most: int  # tokens of one sequence
+    runs: tuple[Run, ...] = ()  # of tokens, where the host knows them
     _places: dict[LayerLayout, Places] = field(default_factory=dict)
     _windows: dict[tuple[int, int], WindowRows] = field(default_factory=dict)
+    _pools: dict[LayerLayout, Pool | None] = field(default_factory=dict)
 
     def places(self, store: AnyLayer) -> Places:
         """Where this step reads and writes in this cache; one object for all layers of a `Store` that look alike."""
@@ -65,6 +68,14 @@ class Batch:
             given = store.table, self.slots, self.positions, self.longest, self._windows[ring]
             self._places[layout] = Places(layout, *given, self.closing.get(layout.ratio))
         return self._places[layout]
+
+    def pool(self, store: AnyLayer, listed: int) -> Pool | None:
+        """Where tokens see decoded rows; None where that does not pay. listed: entries of each token."""
+        layout = store.layout
+        if layout not in self._pools:
+            given = self.runs, layout, store.table, self.slots, self.positions
+            self._pools[layout] = Pool(*given) if pays(self.runs, layout, listed) else None
+        return self._pools[layout]
 
     def turn(self, ratio: int) -> Rotation:
         """The rotation that layers of this ratio use, for queries, keys and outputs alike."""
@@ -117,7 +128,8 @@ def make_batch(segments: Sequence[Segment], ratios: Sequence[int], steps: Steps,
         unread.into(given)
     closing = {ratio: _closing(places, ratio, steps.yarn) for ratio in set(ratios) if ratio}
     longest, most = max(s.start + len(s.ids) for s in segments), max(len(s.ids) for s in segments)
-    return batch_of(given, longest, most, closing, steps)
+    runs = tuple(Run(s.slot, s.start, s.start + len(s.ids)) for s in segments)
+    return replace(batch_of(given, longest, most, closing, steps), runs=runs)
 
 
 def batch_of(tokens: Tensor, longest: int, most: int, closing: Mapping[int, Closing | None], steps: Steps) -> Batch:

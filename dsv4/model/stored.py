@@ -109,8 +109,13 @@ class StoredAttention:
         turn, places = batch.turn(self.ratio), batch.places(store)
         scored = self.indexer is not None and places.most > self.indexer.k
         # Here, and not in one of the branches, of which none may wait for another's.
-        blocks = places.blocks(0 if scored else places.most) if self.ratio else None
+        listed = self.indexer.k if self.indexer is not None and scored else places.most if self.ratio else 0
+        pool = batch.pool(store, listed)
+        blocks = places.blocks(0 if scored or pool else listed) if self.ratio else None
         far = blocks.rows if blocks else places.positions.new_empty(len(x), 0)
+        table = pool.table if pool and blocks else places.table
+        if pool and blocks and not scored:
+            far = pool.first_rows(listed)
         cache, index, ahead = (Beside(x.device, n) for n in range(3))
         parts: Sequence[Tensor] = ()
         if self.dense is None:
@@ -127,7 +132,7 @@ class StoredAttention:
         if self.indexer is not None and scored:
             heads = self.indexer.project(latent)  # in front of wq_b: what follows from it takes as long
             with index.run():
-                far = self._chosen(self.indexer, heads, parts[2], turn, places, store, cache)
+                far = self._chosen(self.indexer, heads, parts[2], turn, places, store, cache, table)
         elif self.indexer is not None and heard():
             tap("selected", self.layer, places.every)
         with cache.run(again=True):
@@ -140,7 +145,10 @@ class StoredAttention:
             soon(len(x), self.wo_a.data)
         cache.join()
         index.join()
-        values = attend(q, store.near.pages, places.window, store.far.pages, far, self.sink, turn)
+        (near, beyond), seen = (store.near.pages, store.far.pages), places.window
+        if pool:
+            (near, beyond), seen = pool.decoded(store, q.shape[-1], turn.cos.shape[-1]), pool.seen
+        values = attend(q, near, seen, beyond, far, self.sink, turn)
         grouped = grouped_linear_quant(values.view(len(x), self.groups, -1), self.wo_a, FP8_ROW)
         y = scaled_matmul(grouped, self.wo_b, x.dtype)
         ahead.join()
@@ -163,17 +171,18 @@ class StoredAttention:
         places: Places,
         store: StoredLayer,
         written: Beside,
+        table: Tensor,
     ) -> Tensor:
         """Far rows that each token attends to where not all are: [T, k], -1 for none.
 
-        heads: the indexer's; weights: of these; written: where the step's own keys are.
+        heads: the indexer's; weights: of these; written: where the step's own keys are; table: of the rows.
         """
         assert store.keys is not None
         queries = index_queries(heads, turn, weights, store.keys.layout)
         written.join()
         chosen = indexer.select(queries, places, store.keys)
         tap("selected", self.layer, chosen)
-        return entry_rows(chosen, places.table, places.slots, places.layout.entries)
+        return entry_rows(chosen, table, places.slots, places.layout.entries)
 
 
 def soon(tokens: int, *weights: Tensor) -> None:
