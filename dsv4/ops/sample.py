@@ -130,14 +130,13 @@ def filtered(logits: Tensor, temperatures: Tensor, top_k: Tensor, top_p: Tensor,
     to what the one before left: the top_k largest (0: all); those of at least min_p times the largest probability; the
     shortest head whose mass reaches top_p. Equal logits: the lower id is the larger one. The largest always stays.
     """
-    given = logits.masked_fill(logits.isnan(), -torch.inf).double()
-    scaled = (given - given.amax(1, keepdim=True)) / temperatures.clamp(min=_COLDEST).unsqueeze(1)
-    order = torch.sort(scaled, dim=1, descending=True, stable=True)
-    weights = order.values.exp()
+    order = torch.sort(logits.masked_fill(logits.isnan(), -torch.inf), dim=1, descending=True, stable=True)
+    below = order.values.double() - order.values[:, :1].double()
+    weights = (below / temperatures.clamp(min=_COLDEST).unsqueeze(1)).exp()
     places = torch.arange(logits.shape[1], device=logits.device)
     keep = weights >= min_p.unsqueeze(1)  # the largest is 1
     keep &= (top_k == 0).unsqueeze(1) | (places < top_k.unsqueeze(1))
     mass = weights * keep
     keep &= (top_p >= 1).unsqueeze(1) | (mass.cumsum(1) - mass < top_p.unsqueeze(1) * mass.sum(1, keepdim=True))
     keep[:, 0] = True
-    return logits.masked_fill(~keep.gather(1, order.indices.argsort(1)), -torch.inf)
+    return logits.masked_fill(~torch.empty_like(keep).scatter_(1, order.indices, keep), -torch.inf)
