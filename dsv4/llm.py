@@ -41,7 +41,7 @@ from dsv4.llm_memory import check_memory, in_bytes
 from dsv4.llm_options import check_device, draft_guesses, fitted
 from dsv4.model.model import Model
 from dsv4.model.mtp import Mtp
-from dsv4.ops.op import PURE, all_ops, check_choices
+from dsv4.ops.op import PURE, all_ops, check_choices, under
 from dsv4.quant.formats import FP8_BLOCK
 
 EMBEDDED = Path(str(files("dsv4"))) / "assets" / "tiny"
@@ -90,7 +90,8 @@ class LLM:
         _install(options)
         torch.set_num_threads(_threads(config))
         weights = load_ledger(checkpoint, ledger, config, options.device, progress)
-        engine = _engine(config, Handed(weights), options, tokenizer, guesses)
+        with under(options.choices):  # packing and the rehearsal too run as what follows will
+            engine = _engine(config, Handed(weights), options, tokenizer, guesses)
         resolved = Resolved(config, options, _facts(directory, config, options, ledger, guesses))
         return cls(directory, config, tokenizer, engine, resolved, dialect)
 
