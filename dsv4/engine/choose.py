@@ -34,19 +34,38 @@ def choose(logits: Tensor, rows: Sequence[Row]) -> list[Chosen]:
     What is drawn is a function of logits, seed and position alone, so that a request can be resumed, replayed or
     drafted.
     """
-    if not rows:
-        return []
+    return read(launch(logits, rows)) if rows else []
+
+
+def launch(logits: Tensor, rows: Sequence[Row]) -> Tensor:
+    """Tokens, marks and whether all is finite, [3, n] int64 where the logits are: what `read` takes.
+
+    The device is not waited for where temperature and seed alone say which token it is. There is at least one row.
+    """
     temperatures = torch.tensor([row.asked.temperature for row in rows], dtype=torch.float64)
     keys = torch.tensor([key_of(row.asked.seed, row.position) for row in rows])
-    given = torch.stack((temperatures.view(torch.int64), keys)).to(logits.device)  # one copy
-    draw = given[0].view(torch.float64), given[1]
+    draw = _copied(torch.stack((temperatures.view(torch.int64), keys)), logits.device)
     tokens, marks, finite = sample(logits, *draw)
     held = [n for n, row in enumerate(rows) if _held(row)]
     if held:
         own = _limited(logits[held], [rows[n] for n in held], draw[0][held])
         tokens[held] = sample(own, *(one[held] for one in draw)).tokens
-    found = torch.stack((tokens, marks, finite.to(torch.int64))).tolist()
-    return [Chosen(t, mark.to_bytes(8, "little", signed=True), bool(f)) for t, mark, f in zip(*found, strict=True)]
+    return torch.stack((tokens, marks, finite.to(torch.int64)))
+
+
+def read(found: Tensor) -> list[Chosen]:
+    """What `launch` has found, once the device has."""
+    return [
+        Chosen(t, mark.to_bytes(8, "little", signed=True), bool(f)) for t, mark, f in zip(*found.tolist(), strict=True)
+    ]
+
+
+def _copied(given: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Temperatures as FP64 and keys, both of which are given as int64 [2, n]: one copy, which waits for no step."""
+    if device.type == "cuda":
+        given = given.pin_memory()
+    temperatures, keys = given.to(device, non_blocking=True).unbind()
+    return temperatures.view(torch.float64), keys
 
 
 def _held(row: Row) -> bool:
