@@ -172,7 +172,8 @@ def test_random_layers_in_chunks_equal_the_whole(chunk: int, sliced: Sliced) -> 
 @pytest.mark.parametrize("points", [pytest.param(0, marks=pytest.mark.slow), 16])
 def test_random_layers_turned_out_equal_those_that_were_not(points: int, sliced: Sliced) -> None:
     """One slot for all, with turns of few steps: states that were kept, or every token once more."""
-    engine = sliced.engine(max_sequences=1, turn=3, reuse_points=points)
+    room = len(sliced.lengths) * sliced.options.max_context
+    engine = sliced.engine(max_sequences=1, turn=3, reuse_points=points, cache_tokens=room)
     assert same(sliced.said(engine), sliced)
     assert engine.preempted > 0
     assert (tokens_run(engine) == sliced.least) == (points > 0)
