@@ -9,6 +9,7 @@ PROMPT ?= What is the capital of France?
 SANITIZER ?= compute-sanitizer
 SANITIZED ?= bench/results/$(shell date -u +%F)-sanitizers.jsonl
 BENCH ?= bench/results/$(shell date -u +%F)-ops.jsonl
+OUT ?= bench/results
 SOAK ?= bench/results/$(shell date -u +%F)-soak.jsonl
 REQUESTS ?= 10000
 SIDE_BY_SIDE ?= 4
@@ -20,7 +21,7 @@ TRAIN ?=
 PIP_INSTALL = -m pip --disable-pip-version-check install --only-binary :all: --no-compile
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test ci soak gpu train deep61 lint python clean
+.PHONY: help demo test ci soak gpu step train deep61 lint python clean
 
 help:
 	@echo "make demo   answer a prompt with the embedded model (sets up $(VENV) on first use; PROMPT=... asks something else)"
@@ -29,6 +30,8 @@ help:
 	@echo "make soak   REQUESTS=$(REQUESTS) clients of every kind against one server, in minutes; the record goes into $(SOAK)"
 	@echo "make gpu    on a GPU: its tests, sanitizers, every case, times (records in bench/results), with the $(PYTHON) that has torch;"
 	@echo "            OP=linear,moe and the like: only these families of cases"
+	@echo "make step   on one GPU, in minutes: that random layers of Flash say the same however they run, and how long steps of Flash"
+	@echo "            and Pro and chunks of prompts take (lines of JSON in OUT=$(OUT)), with the same $(PYTHON)"
 	@echo "make train  train MODEL=$(MODEL) with the $(PYTHON) that has torch (training/README.md)"
 	@echo "make deep61 unpack the model of 61 layers to training/build/deep61/model"
 	@echo "make lint   ruff and mypy"
@@ -58,17 +61,37 @@ comma := ,
 FAMILIES = $(subst $(comma), ,$(OP))
 GPU_TESTS = $(if $(OP),$(wildcard $(FAMILIES:%=tests/test_kernels_%*.py)),`grep -l mark.gpu tests/test_*.py`)
 
+# Layers of full width are for `make step`: not even two processes should hold them at once.
+SMALL_TESTS = not keep_the_contract and not random_layers
+SEES_GPU = $(PYTHON) -c "import torch; raise SystemExit(not torch.cuda.is_available())" 2>/dev/null \
+	|| { echo "make $@: $(PYTHON) has no torch that sees a GPU; name one that does with PYTHON=..." >&2; exit 1; }
+
 gpu:
-	@$(PYTHON) -c "import torch; raise SystemExit(not torch.cuda.is_available())" 2>/dev/null \
-		|| { echo "make gpu: $(PYTHON) has no torch that sees a GPU; name one that does with PYTHON=..." >&2; exit 1; }
+	@$(SEES_GPU)
 	@command -v $(SANITIZER) >/dev/null || { echo "make gpu: no $(SANITIZER) on the PATH; it comes with CUDA's toolkit" >&2; exit 1; }
 	@failed=; \
 	run() { echo "$$*"; "$$@" || failed="$$failed $$*;"; }; \
-	test -z "$(GPU_TESTS)" || run $(PYTHON) -m pytest -n $(SIDE_BY_SIDE) -m gpu -k "not keep_the_contract" $(GPU_TESTS); \
+	test -z "$(GPU_TESTS)" || run $(PYTHON) -m pytest -n $(SIDE_BY_SIDE) -m gpu -k "$(SMALL_TESTS)" $(GPU_TESTS); \
 	run env SANITIZER=$(SANITIZER) $(PYTHON) -m tests.sanitizers $(FAMILIES) --json $(SANITIZED); \
 	run $(PYTHON) -m dsv4.cli.main check $(FAMILIES) --device cuda; \
 	run $(PYTHON) -m dsv4.cli.main bench ops $(FAMILIES) --out $(BENCH); \
 	test -z "$$failed" || { echo "make gpu: failed:$$failed" >&2; exit 1; }
+
+# Whole steps: first that they are right, then how long they take. What fails does not keep the rest from being run.
+DAY := $(shell date -u +%F)
+STEPS = $(PYTHON) -m dsv4.cli.main bench decode --out $(OUT)/$(DAY)-decode.jsonl
+
+step:
+	@$(SEES_GPU)
+	@mkdir -p $(OUT)
+	@failed=; \
+	run() { echo "$$*"; "$$@" || failed="$$failed $$*;"; }; \
+	run $(PYTHON) -m pytest -m gpu tests/test_graphs.py; \
+	run $(STEPS) --layers 8,16 --contexts 8192,131072,1048576 --sequences 1,8,32,64; \
+	run $(STEPS) --config pro --layers 2,4 --contexts 8192 --sequences 1,8; \
+	run $(PYTHON) -m dsv4.cli.main bench prefill --out $(OUT)/$(DAY)-prefill.jsonl; \
+	echo "make step: lines in" `ls $(OUT)/$(DAY)-decode.jsonl $(OUT)/$(DAY)-prefill.jsonl 2>/dev/null`; \
+	test -z "$$failed" || { echo "make step: failed:$$failed" >&2; exit 1; }
 
 train:
 	@test -d training/build/corpus || $(PYTHON) -m training.corpus `test ! -e training/build/corpus.tar.xz || echo unpack`

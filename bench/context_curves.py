@@ -27,8 +27,7 @@ from rich.table import Table
 
 from bench.amounts import short
 from dsv4.bench.clock import copy_bandwidth
-from dsv4.bench.decode import LAYERS as RATIOS
-from dsv4.bench.decode import Point as Point
+from dsv4.bench.layers import KINDS
 from dsv4.bench.ops import Measured, circumstances, clocked, moved
 from dsv4.check.cases import (
     attend,
@@ -42,6 +41,7 @@ from dsv4.check.cases import (
 )
 from dsv4.check.contract import Case, placed
 from dsv4.check.verify import device_for, prepare
+from dsv4.checkpoint.reads import Point as Point
 from dsv4.errors import ConfigError
 from dsv4.ops import attention, compress
 from dsv4.ops.index import select_rows
@@ -52,6 +52,7 @@ from dsv4.quant.index_keys import KEY_LAYOUTS, KeyLayout
 
 WHAT: Final = "context curves"
 HEADS: Final = {"flash": attend.FLASH, "pro": attend.PRO}
+RATIOS: Final = {kind: ratio for kind, ratio in KINDS.items() if ratio}  # a window alone has no context
 AMONG: Final = 4  # times as many entries as are picked
 # Colours that colour-blind people tell apart, in the order of a step.
 COLOURS: Final = {

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.page_lines import Lookup, PageError, Query, devices, read, short
-from bench.page_peers import LAYERS, PEERS
+from bench.page_peers import CHUNKS, LAYERS, PEERS
 from bench.page_picture import curves, draw, drawn
 from bench.page_tables import (
     DECODE,
     KINDS,
     NONE,
     PEERED,
+    PREFILL,
     Row,
     beside,
     embedded,
@@ -68,7 +69,8 @@ def page(looks: Sequence[Lookup]) -> str:
         tables = [shown for kind in KINDS if (shown := table(kind, look))]
         if tables:
             parts += [f"## {short(look.device)}\n", *(f"{shown}\n" for shown in tables)]
-    known = dict.fromkeys((one.whose, one.source) for one in (*LAYERS.values(), *PEERS.values()))
+    chunks = CHUNKS.values() if any(look.matching(PREFILL) for look in looks) else ()
+    known = dict.fromkeys((one.whose, one.source) for one in (*LAYERS.values(), *PEERS.values(), *chunks))
     parts += [_CLOSING, "", *(wrapped(f"- {whose}: {source}.", "  ") for whose, source in known)]
     return "\n".join(parts) + "\n"
 

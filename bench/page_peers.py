@@ -50,3 +50,12 @@ LAYERS: Final = {
     for kind, us in kinds.items()
 }
 LAYERS_AT: Final = "flash", 8192  # config and tokens of context of these
+_CHUNKS: Final = (
+    "a chunk of one prompt of random tokens in layers of Flash's width, random weights: the wall time of four "
+    "layers more (two CSA, two HCA), by our own runs of it on the GPU of the table, which are not kept"
+)
+# Milliseconds of a layer, on a GPU, for a chunk of so many tokens behind none.
+CHUNKS: Final = {
+    ("H100", 2048): Peer("5.5", "vLLM 0.24", _CHUNKS),
+    ("H100", 8192): Peer("16.9", "vLLM 0.24", _CHUNKS),
+}

@@ -19,7 +19,7 @@ from bench.page_tables import decoded
 from dsv4.errors import ConfigError
 
 AT: Final = {"context": ("sequences", 1), "sequences": ("context", 8192)}  # along -> what stays, and where
-COLOURS: Final = {"CSA": "#0072b2", "HCA": "#d55e00"}
+COLOURS: Final = {"CSA": "#0072b2", "HCA": "#d55e00", "SWA": "#009e73"}
 _SAID: Final = re.compile(r"<dc:description>(.*?)</dc:description>", re.DOTALL)
 
 # Rows of the picture, "H100, Flash"; in each, for what is varied and each kind of layer, [at, µs, floor µs].

@@ -7,10 +7,15 @@ from textwrap import fill
 from typing import Any, Final, NamedTuple
 
 from bench.page_lines import Line, Lookup, Query, short, sources
-from bench.page_peers import LAYERS, LAYERS_AT, PEERS, Peer
+from bench.page_peers import CHUNKS, LAYERS, LAYERS_AT, PEERS, Peer
 
 NONE: Final = "–"
 DECODE: Final = Query(("*-decode*",), {"what": "decode layer"})
+PREFILL: Final = Query(("*-prefill*",), {"what": "prefill layer"})
+_WHOLE: Final = {
+    "decode": Query(("*-decode*",), {"what": "decode step extrapolated"}),
+    "prefill": Query(("*-prefill*",), {"what": "prefill step extrapolated"}),
+}
 _SHAPES: Final = ("flash", "pro")
 
 Row = Sequence[str]
@@ -23,6 +28,7 @@ class Kind(NamedTuple):
     head: Row
     rows: Callable[[Lookup], Iterator[Row]]
     said: str
+    later: bool = False  # there may be no line of it yet
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------
@@ -47,15 +53,21 @@ def peer(of: Peer | None) -> str:
 # --- decode ----------------------------------------------------------------------------------------------------------
 
 
+def timed(look: Lookup, query: Query, of: Row, at: Row) -> list[Line]:
+    """Lines of each group that the fields `of` make: of the newest run that has it, at a point the last; in order."""
+    found: dict[tuple[Any, ...], Line] = {}
+    for group in sorted({tuple(line.said[name] for name in of) for line in look.matching(query)}):
+        for line in look.run(Query(query.files, {**query.where, **dict(zip(of, group, strict=True))})):
+            found[(*group, *(line.said[name] for name in at))] = line
+    return [found[place] for place in sorted(found)]
+
+
 def decoded(look: Lookup) -> list[Line]:
-    """Layers of each config and kind: of the newest run that timed them, at a point the last line; in order."""
-    found: dict[tuple[str, str, int, int], Line] = {}
-    for config, kind in sorted({(line.said["config"], line.said["kind"]) for line in look.matching(DECODE)}):
-        for line in look.run(Query(DECODE.files, {**DECODE.where, "config": config, "kind": kind})):
-            found[config, kind, line.said["sequences"], line.said["context"]] = line
+    """Layers of each config and kind."""
+    found = timed(look, DECODE, ("config", "kind"), ("sequences", "context"))
     if not found:
         look.newest(DECODE)  # says what there is no line of
-    return [found[place] for place in sorted(found)]
+    return found
 
 
 def beside(look: Lookup, said: dict[str, Any]) -> Peer | None:
@@ -71,7 +83,38 @@ def decode_rows(look: Lookup) -> Iterator[Row]:
         us, floor, rest = said["layer_us"], said["floor_us"], said["rest_bytes"] / said["copy_gb_s"] / 1e3
         figures = number(us), number(floor), f"{floor / us:.0%}", peer(beside(look, said)), f"{said['launches']:.0f}"
         look.used.append(line)
-        yield *at, *figures, number(said["rest_us"]), number(rest)
+        yield *at, *figures, number(said["rest_us"]), number(rest), number(said.get("host_us"))
+
+
+def milliseconds(us: float) -> str:
+    return number(us / 1e3)
+
+
+def prefill_rows(look: Lookup) -> Iterator[Row]:
+    for line in timed(look, PREFILL, ("config", "kind"), ("tokens", "behind")):
+        said, tokens = line.said, line.said["tokens"]
+        us, floor = said["layer_us"], said["floor_us"]
+        known = CHUNKS.get((short(look.device), tokens)) if (said["config"], said["behind"]) == ("flash", 0) else None
+        look.used.append(line)
+        yield (
+            f"{said['config'].capitalize()} {said['kind']}", f"{tokens:,}", f"{said['behind']:,}", milliseconds(us),
+            milliseconds(floor), f"{floor / us:.0%}", peer(known), number(said["flop"] / us / 1e6),
+            milliseconds(said["rest_us"]), milliseconds(said["host_us"]),
+        )  # fmt: skip
+
+
+def whole_rows(look: Lookup) -> Iterator[Row]:
+    for what, at in (("decode", ("sequences", "context")), ("prefill", ("tokens", "behind"))):
+        for line in timed(look, _WHOLE[what], ("config",), at):
+            said = line.said
+            few, many = (f"{said[name]:,}" for name in at)
+            point = f"{few} sequences behind {many}" if what == "decode" else f"{few} of a prompt behind {many}"
+            kinds = {kind: f"{kind} as {other}" for kind, other in said["priced_as"].items()}
+            layers = " + ".join(f"{count} {kinds.get(kind, kind)}" for kind, count in said["of_layers"].items())
+            look.used.append(line)
+            step, floor = said["step_us"], said["floor_us"]
+            figures = milliseconds(step), milliseconds(floor), f"{floor / step:.0%}", number(said["tokens_per_s"])
+            yield said["config"].capitalize(), point, layers, *figures
 
 
 def embedded(look: Lookup, draft: int, graphs: bool) -> float | None:
@@ -218,10 +261,39 @@ _TWO: Final = ("op", "1 token of Flash", "Pro", "8,192 tokens of Flash", "floor"
 KINDS: Final = (
     Kind(
         "A decoded token, layers of full width",
-        ("layer", "sequences", "context", "µs", "floor", "share", "a peer", "launches", "rest of a step", "its floor"),
+        (
+            "layer",
+            "sequences",
+            "context",
+            "µs",
+            "floor",
+            "share",
+            "a peer",
+            "launches",
+            "rest of a step",
+            "its floor",
+            "host",
+        ),
         decode_rows,
         "What one layer more costs a step, with random weights (`dsv4 bench decode`). *Launches*: kernels of it. "
-        "*Share*: of the time that is its bytes' alone. The rest of a step is head, embedding and places.",
+        "*Share*: of the time that is its bytes' alone. *Host*: what Python needs to launch a step. The rest of a step "
+        "is head, embedding, places and, where the host was timed, sampling.",
+    ),
+    Kind(
+        "A chunk of a prompt, layers of full width",
+        ("layer", "tokens", "behind", "ms", "floor", "share", "a peer", "TFLOP/s", "rest of a step", "host"),
+        prefill_rows,
+        "Milliseconds of one layer more, eager, with random weights (`dsv4 bench prefill`). *Floor*: the larger of "
+        "what the bytes take to be copied and the products at the peak of FP8 in the same run.",
+        later=True,
+    ),
+    Kind(
+        "All layers, added up",
+        ("model", "step", "layers", "ms", "floor", "share", "tokens/s"),
+        whole_rows,
+        "As if the model fitted on the one GPU: as many layers of each kind as it has, and the rest of a step. Added "
+        "up from measured layers, not measured.",
+        later=True,
     ),
     Kind(
         "The embedded model",

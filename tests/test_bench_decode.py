@@ -1,4 +1,4 @@
-"""`dsv4 bench decode`: what is a layer and what is the rest, what must be read, and what it refuses."""
+"""What a decode step must read in a layer, and the weights that `dsv4 bench decode` draws."""
 
 from __future__ import annotations
 
@@ -7,30 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dsv4.bench.clock import Timing
-from dsv4.bench.decode import Layer, Step, layers, line, points
 from dsv4.checkpoint.names import parameters
 from dsv4.checkpoint.reads import Point, layer_bytes
 from dsv4.checkpoint.synth import RandomWeights, random_weight
-from dsv4.cli.main import main
 from dsv4.config import ModelConfig
 from dsv4.quant.tensor import QTensor
 
 FLASH = ModelConfig.named("flash")
-
-
-def test_a_layer_is_what_one_more_costs() -> None:
-    point = Point(1, 8192)
-    steps = [Step("CSA", n, point, Timing(1e-6 * us, 0, 0, ""), launches, 100 * n + 7, 7)
-             for n, us, launches in ((2, 500, 60), (6, 900, 140))]  # fmt: skip
-    (found,) = layers(steps)
-    assert found == Layer("CSA", point, pytest.approx(1e-4), pytest.approx(3e-4), 100, 7, 20)
-    said = line(found, 1e9)
-    assert (said["layer_us"], said["rest_us"], said["floor_us"], said["kind"]) == (100.0, 300.0, 0.1, "CSA")
-
-
-def test_points_are_each_context_once() -> None:
-    assert points([1024, 8192], [1, 8], 8192) == [Point(1, 1024), Point(1, 8192), Point(8, 8192)]
 
 
 @pytest.mark.parametrize(
@@ -60,31 +43,3 @@ def test_random_weights_are_those_of_synth() -> None:
     assert isinstance(found, QTensor)
     assert isinstance(wanted, QTensor)
     assert torch.equal(found.data, wanted.data)
-
-
-def exits(*arguments: str) -> int | str | None:
-    with pytest.raises(SystemExit) as stop:
-        main(["bench", "decode", *arguments])
-    return stop.value.code
-
-
-@pytest.mark.parametrize(
-    ("asked", "said"),
-    [
-        (["--layers", "3"], "two different numbers"),
-        (["--layers", "3,3"], "two different numbers"),
-        (["--contexts", "8K"], "numbers from 1 on"),
-        (["--sequences", "0"], "numbers from 1 on"),
-        (["--kinds", "window"], "CSA or HCA"),
-        (["--config", "nope"], "flash, pro"),
-    ],
-)
-def test_mistakes_are_told_in_one_line(asked: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert exits(*asked) == 1
-    assert said in capsys.readouterr().err
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    assert exits() == 1
-    assert "wanted an H100 or H200" in capsys.readouterr().err

@@ -1,4 +1,8 @@
-"""Decode steps in CUDA graphs: which steps are of one shape, and that a graph changes no bit of any answer."""
+"""Decode steps in CUDA graphs: which steps are of one shape, and that a graph changes no bit of any answer.
+
+Nor does any other way to come to it, in layers with random weights: small ones on a CPU, the first four of Flash at
+their full width on a GPU (17 GB of it). Equal are the hashes of all logits behind every token of the answers.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +14,14 @@ from typing import Any
 import pytest
 import torch
 
-from dsv4.config import EngineOptions
+from dsv4.config import EngineOptions, ModelConfig
+from dsv4.engine import runner as engine_runner
 from dsv4.engine.graphs import Graphs, Shape
 from dsv4.engine.request import Delta, Sampling
 from dsv4.llm import LLM
 from dsv4.model.batch import Segment, batch_of, laid_out, make_batch
 from dsv4.model.beside import Beside
+from tests.slices import Said, Sliced, Unrecorded, Wrong, small
 
 ASKED = ("What is the capital of France?", "Tell me a story.", "What is 12 + 30?", "Which continent is Kenya in?")
 
@@ -107,3 +113,82 @@ def test_a_graph_changes_no_bit(draft: int) -> None:
     assert said[True] == said[False]
     alone, again, together = said[True]
     assert alone == again == together
+
+
+# --- random layers: one answer, however it is come to ---------------------------------------------------------------
+
+# Answers end blocks of both ratios, and the longest contexts have more entries than the indexer picks.
+SLICES = {
+    "small": lambda: Sliced(small(), "cpu", (124, 5, 65), 5),
+    "flash": lambda: Sliced(ModelConfig.named("flash").shortened(4), "cuda", (2670, 5, 700, 122), 40),
+}
+
+
+@pytest.fixture(scope="module", params=["small", pytest.param("flash", marks=pytest.mark.gpu)])
+def sliced(request: pytest.FixtureRequest) -> Iterator[Sliced]:
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "small":
+            patch.setattr(engine_runner, "Graphs", Unrecorded)
+            torch.set_num_threads(1)  # more take longer for what is so narrow
+        yield SLICES[request.param]()
+    torch.set_num_threads(threads)
+
+
+def replays(engine: Any) -> int:
+    """Graphs that were captured; on a CPU steps that would have been some."""
+    graphs = engine._runner._graphs
+    return graphs.steps if isinstance(graphs, Unrecorded) else len(graphs._captured)
+
+
+def tokens_run(engine: Any) -> int:
+    return int(engine._runner.tokens)
+
+
+def same(found: list[Said], sliced: Sliced) -> bool:
+    """As the run that does nothing of all this, which has hashes that differ from each other."""
+    hashes = [hash for _, hash in sliced.eager]
+    return found == sliced.eager and None not in hashes and len({*hashes}) == len(hashes)
+
+
+def test_random_layers_in_graphs_equal_eager_ones(sliced: Sliced) -> None:
+    engine = sliced.engine()
+    assert same(sliced.said(engine), sliced)
+    assert replays(engine) > 0
+
+
+def test_random_layers_launched_ahead_equal_those_that_waited(sliced: Sliced) -> None:
+    """In graphs whose next ids come from the device, beside prompts in chunks."""
+    engine = sliced.engine(ahead=True, prefill_chunk=60)
+    assert same(sliced.said(engine), sliced)
+    assert replays(engine) > 0
+
+
+def test_random_layers_alone_equal_a_batch(sliced: Sliced) -> None:
+    engine = sliced.engine(max_sequences=1)
+    assert same(sliced.said(engine, alone=True), sliced)
+    assert replays(engine) > 0
+
+
+@pytest.mark.parametrize("chunk", [pytest.param(129, marks=pytest.mark.slow), 50])
+def test_random_layers_in_chunks_equal_the_whole(chunk: int, sliced: Sliced) -> None:
+    """Prompts by so many tokens a step, in steps that decode others as well, in rings that wrap."""
+    assert same(sliced.said(sliced.engine(prefill_chunk=chunk)), sliced)
+
+
+@pytest.mark.parametrize("points", [pytest.param(0, marks=pytest.mark.slow), 16])
+def test_random_layers_turned_out_equal_those_that_were_not(points: int, sliced: Sliced) -> None:
+    """One slot for all, with turns of few steps: states that were kept, or every token once more."""
+    room = len(sliced.lengths) * sliced.options.max_context
+    engine = sliced.engine(max_sequences=1, turn=3, reuse_points=points, cache_tokens=room)
+    assert same(sliced.said(engine), sliced)
+    assert engine.preempted > 0
+    assert (tokens_run(engine) == sliced.least) == (points > 0)
+
+
+def test_random_layers_rewound_equal_those_that_were_not(sliced: Sliced) -> None:
+    """Every step guesses three tokens, takes back those that are wrong, and writes over them."""
+    engine = sliced.engine(drafter=Wrong())
+    assert same(sliced.said(engine), sliced)
+    assert engine.drafted - engine.confirmed > sliced.answer
+    assert replays(engine) > 0

@@ -199,7 +199,7 @@ def make(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True, check=False, env=clean)
 
 
-@pytest.mark.parametrize("target", ["help", "demo", "test", "ci", "soak", "gpu", "lint", "clean"])
+@pytest.mark.parametrize("target", ["help", "demo", "test", "ci", "soak", "gpu", "step", "lint", "clean"])
 def test_make_knows_the_target_and_says_so(target: str, tmp_path: Path) -> None:
     assert target in targets()
     assert make("-n", target, f"VENV={tmp_path}/v", f"TEST_VENV={tmp_path}/t").returncode == 0
@@ -216,6 +216,48 @@ def test_an_old_or_missing_python_is_refused_in_one_sentence(version: str | None
     assert done.returncode != 0
     assert said.format(fake) in done.stderr
     assert not (tmp_path / "venv").exists()
+
+
+STAND_IN = """#!/bin/sh
+case "$*" in
+    *is_available*) exit {seen} ;;
+    *"{fails}"*) echo "$*" >>{log}; exit 3 ;;
+esac
+echo "$*" >>{log}
+out=`echo "$*" | sed -n 's/.*--out \\([^ ]*\\).*/\\1/p'`
+test -z "$out" || echo "{{}}" >>"$out"
+"""
+
+
+def steps(tmp_path: Path, fails: str, seen: int = 0) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    """`make step` with a Python that writes down what it is asked, and fails for what has `fails` in it."""
+    fake, log = tmp_path / "python", tmp_path / "log"
+    fake.write_text(STAND_IN.format(fails=fails, log=log, seen=seen), encoding="utf-8")
+    fake.chmod(0o755)
+    done = make("step", f"PYTHON={fake}", f"OUT={tmp_path}/lines")
+    return done, log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+
+
+@pytest.mark.parametrize(
+    ("fails", "code"), [("nothing", 0), ("-m pytest", 2), ("--config pro", 2), ("bench prefill", 2)]
+)
+def test_steps_are_all_run_and_a_failure_is_told_at_the_end(fails: str, code: int, tmp_path: Path) -> None:
+    done, asked = steps(tmp_path, fails)
+    assert done.returncode == code
+    assert [fails in line for line in asked].count(True) == ("make step: failed:" in done.stderr) == bool(code)
+    told = ["pytest -m gpu tests/test_graphs.py", "bench decode", "--config pro", "bench prefill"]
+    assert all(one in line for one, line in zip(told, asked, strict=True))
+    written = sorted(path.name for path in (tmp_path / "lines").iterdir())
+    assert [name[11:] for name in written] == ["decode.jsonl", "prefill.jsonl"][: 2 - (fails == "bench prefill")]
+    assert all(f"lines/{name}" in done.stdout.splitlines()[-1] for name in written)
+
+
+def test_steps_need_a_gpu(tmp_path: Path) -> None:
+    done, asked = steps(tmp_path, "nothing", seen=1)
+    assert done.returncode == 2
+    assert "make step: " in done.stderr
+    assert "no torch that sees a GPU" in done.stderr
+    assert asked == []
 
 
 # --- the package ---------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pytest
 from bench import page
 from bench.page_lines import REPLACED, RESULTS, TIMES, Line, Lookup, PageError, Query, read, short, sources, told
 from bench.page_picture import curves, draw, drawn
-from bench.page_tables import KINDS, decode_rows, decoded
+from bench.page_tables import KINDS, decode_rows, decoded, prefill_rows, whole_rows
 
 H200 = "NVIDIA H200"
 TIMED = {"op": "rope", "case": "flash 1", "implementation": "fused", "date": "2026-11-29", "device": page.FIRST}
@@ -57,7 +57,9 @@ def test_the_page_is_what_the_results_say(capsys: pytest.CaptureFixture[str]) ->
 
 def test_every_table_is_there_with_its_files() -> None:
     text = (page.ROOT / page.PAGE).read_text(encoding="utf-8")
-    assert text.count("\n### ") == text.count("\nOn an ") == len(KINDS)
+    there = [kind for kind in KINDS if f"\n### {kind.title}\n" in text]
+    assert [kind for kind in KINDS if not (kind.later or kind in there)] == []
+    assert text.count("\n### ") == text.count("\nOn an ") == len(there)
     assert "`2026-11-28-decode.jsonl` (4032a1d)" in text
     assert "copied from what the run printed" in text
 
@@ -196,6 +198,44 @@ def test_points_are_those_of_the_newest_run_of_each_gpu(tmp_path: Path) -> None:
             "sequences": {"CSA": [[1, 151, 71], [64, 214, 134]], "HCA": [[1, 131, 71], [64, 194, 134]]},
         }
     }
+
+
+CHUNK: dict[str, Any] = {
+    "what": "prefill layer", "config": "flash", "date": "2026-11-29", "device": page.FIRST, "commit": "new",
+    "kind": "CSA", "tokens": 8192, "behind": 0, "layer_us": 20_000.0, "floor_us": 5000.0, "rest_us": 900.0,
+    "host_us": 800.0, "flop": 8 * 10**12, "copy_gb_s": 2500.0,
+}  # fmt: skip
+WHOLE: dict[str, Any] = {
+    "what": "decode step extrapolated", "config": "flash", "date": "2026-11-29", "device": page.FIRST, "commit": "new",
+    "of_layers": {"CSA": 21, "SWA": 2}, "priced_as": {"SWA": "HCA"}, "sequences": 8, "context": 8192,
+    "step_us": 10_000.0, "floor_us": 5000.0, "tokens_per_s": 800.0, "copy_gb_s": 2500.0,
+}  # fmt: skip
+
+
+def test_chunks_and_whole_models_have_tables_once_there_are_lines(folder: Path) -> None:
+    (look,) = page.lookups(folder)
+    assert [*prefill_rows(look), *whole_rows(look)] == []
+    assert "two CSA, two HCA" not in page.page([look])
+    add(folder, "2026-11-29-prefill", CHUNK, {**CHUNK, "kind": "HCA", "behind": 65536})
+    add(folder, "2026-11-29-decode-whole", WHOLE, {**WHOLE, "tokens_per_s": 900.0})
+    (look,) = page.lookups(folder)
+    assert [tuple(row) for row in prefill_rows(look)] == [
+        ("Flash CSA", "8,192", "0", "20.0", "5.00", "25%", "16.9 (vLLM 0.24)", "400", "0.90", "0.80"),
+        ("Flash HCA", "8,192", "65,536", "20.0", "5.00", "25%", "–", "400", "0.90", "0.80"),
+    ]
+    assert [tuple(row) for row in whole_rows(look)] == [
+        ("Flash", "8 sequences behind 8,192", "21 CSA + 2 SWA as HCA", "10.0", "5.00", "50%", "900")
+    ]
+    text = page.page([look])
+    assert "\n### A chunk of a prompt, layers of full width\n" in text
+    assert "\n### All layers, added up\n" in text
+    assert "two CSA, two HCA" in text
+
+
+def test_a_host_is_shown_where_it_was_timed(tmp_path: Path) -> None:
+    lines = list(layers(page.FIRST, "new", (1, 8192)))
+    add(tmp_path, "2026-11-29-decode", {**lines[0], "host_us": 61.0}, lines[1])
+    assert [row[-1] for row in decode_rows(Lookup(read(tmp_path), page.FIRST))] == ["61.0", "–"]
 
 
 def test_another_gpu_has_tables_and_columns_of_its_own(folder: Path) -> None:

@@ -59,12 +59,29 @@ def on_cpu(calls: Sequence[Call], samples: int = SAMPLES) -> Timing:
     return _timing(found[1:], len(calls), "CPU")
 
 
+def in_turn(calls: Sequence[Call], device: torch.device, samples: int = SAMPLES) -> Timing:
+    """In the stream of a GPU, or on a CPU."""
+    return (in_stream if device.type == "cuda" else on_cpu)(calls, samples)
+
+
+def on_host(calls: Sequence[Call], device: torch.device, samples: int = SAMPLES) -> float:
+    """Seconds until Python has launched a call, of which several follow one another: only before them is waited."""
+    found = []
+    for _ in range(samples):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        for call in calls:
+            call()
+        found.append(time.perf_counter() - start)
+    return median(found) / len(calls)
+
+
 def copy_bandwidth(device: torch.device, samples: int = SAMPLES) -> float:
     """Bytes a second, read and written, of copying a buffer that no cache holds."""
     size = _COPIED[device.type]
     source, target = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
-    clock = in_stream if device.type == "cuda" else on_cpu
-    return 2 * size / clock([lambda: target.copy_(source)], samples).seconds
+    return 2 * size / in_turn([lambda: target.copy_(source)], device, samples).seconds
 
 
 def fp8_peak(device: torch.device, samples: int = SAMPLES, n: int = 8192) -> float:

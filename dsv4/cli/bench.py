@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dsv4.cli.bench_decode import decode
+from dsv4.cli.bench_prefill import prefill
 from dsv4.cli.bench_serve import serve
 from dsv4.cli.target import writable
 from dsv4.errors import RequestError
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Measure speed: of ops and layers on this machine, of a server.")
 app.command()(serve)
 app.command()(decode)
+app.command()(prefill)
 
 
 @app.callback()

@@ -70,12 +70,12 @@ def choices(kernels: str | None, force: Sequence[str] | None) -> dict[str, str]:
     return {**({} if kernels is None else {"*": kernels}), **{op: choice for _, op, _, choice in pairs}}
 
 
-def numbers(name: str, text: str) -> list[int]:
-    """Those of an option such as 1,8,32. RequestError for what is none, or below 1."""
+def numbers(name: str, text: str, low: int = 1) -> list[int]:
+    """Those of an option such as 1,8,32. RequestError for what is none, or below `low`."""
     try:
         found = [int(one) for one in text.split(",")]
     except ValueError:
         found = []
-    if not found or min(found) < 1:
-        raise RequestError(name, got=repr(text), wanted="numbers from 1 on, with commas")
+    if not found or min(found) < low:
+        raise RequestError(name, got=repr(text), wanted=f"numbers from {low} on, with commas")
     return found

@@ -58,10 +58,7 @@ def draw(logits: Tensor, rows: Sequence[Row]) -> Drawn:
     drafted.
     """
     temperatures = torch.tensor([row.asked.temperature for row in rows], dtype=torch.float64)
-    warm = [row.asked.temperature > 0 for row in rows]
-    keys = [
-        hot and key_of(row.asked.seed, row.position) for hot, row in zip(warm, rows, strict=True)
-    ]  # cold ones need none
+    keys = [row.asked.temperature > 0 and key_of(row.asked.seed, row.position) for row in rows]  # cold ones need none
     given = sent(torch.stack((temperatures.view(torch.int64), torch.tensor(keys, dtype=torch.int64))), logits.device)
     noise = given[0].view(torch.float64), given[1]
     tokens, marks, finite = sample(logits, *noise)
