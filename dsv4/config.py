@@ -43,15 +43,7 @@ _BOOKKEEPING: Final = frozenset(
     }
 )
 _NVFP4_KEYS: Final = frozenset(
-    {
-        "quant_algo",
-        "moe_quant_algo",
-        "group_size",
-        "ignore",
-        "quantized_layers",
-        "producer",
-        "expert_dtype",
-    }
+    ("quant_algo", "moe_quant_algo", "group_size", "ignore", "quantized_layers", "producer", "expert_dtype")
 )
 _MAX_BYTES: Final = 1 << 22  # the official file holds 2 kB; a map of quantised layers a few hundred
 
@@ -369,14 +361,8 @@ class EngineOptions:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(name, got=shown(getattr(self, name)), wanted=" or ".join(allowed))
-        lows = {
-            "max_context": 1,
-            "max_sequences": 1,
-            "prefill_chunk": 1,
-            "draft_slack": 0,
-            "reuse_points": 0,
-            "turn": 1,
-        }
+        lows = dict.fromkeys(("max_context", "max_sequences", "prefill_chunk", "turn"), 1)
+        lows |= dict.fromkeys(("draft_slack", "reuse_points"), 0)
         for name, low in lows.items():
             if getattr(self, name) < low:
                 raise ConfigError(name, got=getattr(self, name), wanted=f"at least {low}")
@@ -395,8 +381,8 @@ class Resolved:
     options: EngineOptions
     facts: tuple[tuple[str, str], ...] = ()
 
-    def lines(self) -> list[str]:
-        """One line a decision, names aligned."""
+    def lines(self, *more: tuple[str, str]) -> list[str]:
+        """One line a decision, names aligned; then `more` names and texts."""
         c, o = self.model, self.options
         kinds = {0: "window", 4: "ratio 4 with indexer"}
         layers = ", ".join(f"{n} {kinds.get(ratio, f'ratio {ratio}')}" for ratio, n in c.layer_counts().items())
@@ -407,6 +393,6 @@ class Resolved:
             ("numerics", f"{o.numerics}, activations {o.dtype}{', in bytes' if o.stored else ''}, on {o.device}"),
             ("context", f"{o.max_context} positions, {o.max_sequences} sequences, prefill by {o.prefill_chunk}"),
         )
-        rows = self.facts + own
+        rows = self.facts + own + more
         width = max(len(name) for name, _ in rows)
         return [f"{name:<{width}}  {text}" for name, text in rows]
