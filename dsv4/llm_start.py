@@ -104,7 +104,7 @@ class Stages:
 
         def taken(name: str) -> None:
             part = part_of(name)
-            if "." in part and part not in begun and name != part:
+            if "." in part and part not in begun:
                 self.step(len(begun), part)
                 begun.append(part)
 

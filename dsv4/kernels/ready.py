@@ -18,7 +18,7 @@ from dsv4.kernels import driver
 from dsv4.kernels.architectures import architecture
 from dsv4.kernels.build import find
 from dsv4.kernels.launch import KERNELS, Kernel
-from dsv4.kernels.source import read
+from dsv4.kernels.source import sources
 
 _BUILDERS: Final = 8  # sources compiled at once at most: NVRTC holds no lock over threads
 
@@ -31,10 +31,11 @@ def load_all(device: torch.device, each: Callable[[int, int, str], None]) -> Cou
     """
     number = driver.current_device() if device.index is None else device.index
     wanted = architecture(driver.capability(number))
-    own: dict[str, list[Kernel]] = {}
+    own: dict[str, list[Kernel]] = {one.file: [] for one in sources() if wanted in one.architectures}
     for kernel in KERNELS:
-        own.setdefault(kernel.file, []).append(kernel)
-    files = [file for file in own if wanted in read(file).architectures]
+        if kernel.places is None and kernel.file in own:  # others are a benchmark's, over sources of its own
+            own[kernel.file].append(kernel)
+    files = [file for file, kernels in own.items() if kernels]
     origins: Counter[str] = Counter()
     pool = ThreadPoolExecutor(min(_BUILDERS, os.cpu_count() or 1))
     try:
