@@ -326,8 +326,8 @@ class Resolved:
     options: EngineOptions
     facts: tuple[tuple[str, str], ...] = ()
 
-    def lines(self) -> list[str]:
-        """One line a decision, names aligned."""
+    def lines(self, *more: tuple[str, str]) -> list[str]:
+        """One line a decision, names aligned; then `more` names and texts."""
         c, o = self.model, self.options
         kinds = {0: "window", 4: "ratio 4 with indexer"}
         layers = ", ".join(f"{n} {kinds.get(ratio, f'ratio {ratio}')}" for ratio, n in c.layer_counts().items())
@@ -338,6 +338,6 @@ class Resolved:
             ("numerics", f"{o.numerics}, activations {o.dtype}{', in bytes' if o.stored else ''}, on {o.device}"),
             ("context", f"{o.max_context} positions, {o.max_sequences} sequences, prefill by {o.prefill_chunk}"),
         )
-        rows = self.facts + own
+        rows = self.facts + own + more
         width = max(len(name) for name, _ in rows)
         return [f"{name:<{width}}  {text}" for name, text in rows]

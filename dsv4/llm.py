@@ -37,8 +37,10 @@ from dsv4.engine.request import Delta, Sampling
 from dsv4.engine.runner import Runner
 from dsv4.engine.speculate import Drafter
 from dsv4.errors import ConfigError, RequestError
+from dsv4.kernels.ready import load_all
 from dsv4.llm_memory import check_memory, in_bytes
 from dsv4.llm_options import check_device, draft_guesses, fitted
+from dsv4.llm_start import Stages, Started
 from dsv4.model.model import Model
 from dsv4.model.mtp import Mtp
 from dsv4.ops.op import PURE, all_ops, check_choices, under
@@ -58,6 +60,7 @@ class LLM:
     tokenizer: Tokenizer
     engine: Engine
     resolved: Resolved
+    started: Started
     dialect_asked: str | None = None
     _inbox: dict[int, deque[Delta]] = field(default_factory=dict)
 
@@ -73,7 +76,11 @@ class LLM:
 
         `dialect`: as `Dialect.for_model` takes it. Sets torch's number of threads: one for narrow models, for which
         more are slower, DSV4_THREADS if set. Raises a DSV4Error for anything wrong with the files or options.
+        `progress`: told of every stage as it begins and goes on, from this thread: headers, kernels, weights, cache,
+        layers, and on a GPU rehearsal and graphs. What each took is in `started`.
         """
+        stages = Stages(progress)
+        stages.enter("headers")
         directory = EMBEDDED if model is None else find_model(model)
         config = ModelConfig.load(directory)
         options = fitted(options or EngineOptions(), config)
@@ -87,13 +94,19 @@ class LLM:
         ledger = balance(config, checkpoint.specs, draft=guesses > 0)
         options = options.decided(_able(options, ledger))
         check_memory(ledger, config, options)
-        _install(options)
+        stages.device = options.device
+        _install(options, stages)
         torch.set_num_threads(_threads(config))
-        weights = load_ledger(checkpoint, ledger, config, options.device, progress)
-        with under(options.choices):  # packing and the rehearsal too run as what follows will
-            engine = _engine(config, Handed(weights), options, tokenizer, guesses)
+        stages.enter("weights", ledger.nbytes, "bytes")
+        weights = Handed(load_ledger(checkpoint, ledger, config, options.device, progress), stages.taking())
+        with under(options.choices):  # packing and rehearsal too run as what follows
+            engine = _engine(config, weights, options, tokenizer, guesses, stages)
         resolved = Resolved(config, options, _facts(directory, config, options, ledger, guesses))
-        return cls(directory, config, tokenizer, engine, resolved, dialect)
+        return cls(directory, config, tokenizer, engine, resolved, stages.over(ledger.nbytes), dialect)
+
+    def lines(self) -> list[str]:
+        """What was decided and how long that took, a line each, to be shown at start."""
+        return self.resolved.lines(("started", self.started.line()))
 
     @cached_property
     def dialect(self) -> Dialect:
@@ -168,15 +181,24 @@ class LLM:
 
 
 def _engine(
-    config: ModelConfig, weights: Mapping[str, Weight], options: EngineOptions, tokenizer: Tokenizer, guesses: int
+    config: ModelConfig,
+    weights: Mapping[str, Weight],
+    options: EngineOptions,
+    tokenizer: Tokenizer,
+    guesses: int,
+    stages: Stages,
 ) -> Engine:
+    stages.enter("cache")
     store = Store(config, options, options.reuse_points)
+    layers = config.num_hidden_layers + (guesses > 0)
+    stages.enter("layers", layers, "layers")
     runner = Runner(Model(config, weights, options), store, _in_graphs(options))
     drafter = None
     if guesses:
         drafter = Drafter(Mtp(config, weights, options, runner.model), runner.store.layers[-1], guesses)
+    stages.step(layers, "")
     if torch.device(options.device).type == "cuda":
-        _rehearse(runner, options)
+        _rehearse(runner, options, guesses, stages)
     words = (tokenizer.eos_id, tokenizer.role_ids, tokenizer.stream)
     ahead = drafter is None and torch.device(options.device).type == "cuda"
     return Engine(runner, options.prefill_chunk, *words, drafter, options.choices, options.turn, ahead)
@@ -187,10 +209,20 @@ def _in_graphs(options: EngineOptions) -> bool:
     return options.graphs and in_bytes(options) and not {"reference", "covered"} & {*options.choices.values()}
 
 
-def _rehearse(runner: Runner, options: EngineOptions) -> None:
-    """Have the device find memory for the largest step, or refuse before anybody was promised anything."""
+def _rehearse(runner: Runner, options: EngineOptions, guesses: int, stages: Stages) -> None:
+    """Have the device find memory for the largest step, or refuse before anybody was promised anything.
+
+    Then capture the graphs that the first request alone will ask for.
+    """
     try:
+        stages.enter("rehearsal")
         runner.rehearse(options.prefill_chunk, options.draft_slack)
+        counts = sorted({1, 1 + guesses}) if _in_graphs(options) else []
+        if counts:
+            stages.enter("graphs", len(counts), "graphs")
+        for done, count in enumerate(counts, 1):
+            runner.rehearse_graph(count)
+            stages.step(done, f"{count} tokens a step")
     except torch.OutOfMemoryError as error:
         raise ConfigError(
             "the largest step does not fit into memory beside weights and cache",
@@ -199,11 +231,18 @@ def _rehearse(runner: Runner, options: EngineOptions) -> None:
         ) from error
 
 
-def _install(options: EngineOptions) -> None:
-    """Register kernels if any op may run one, and look at the choices. KernelError for one that does not exist."""
+def _install(options: EngineOptions, stages: Stages) -> None:
+    """Have all kernels of the device if any op may run one, before minutes of reading: none is built while serving.
+
+    KernelError for a choice that does not exist, or a kernel that cannot be built.
+    """
     if options.choices != PURE:
         kernels.install()
     check_choices(options.choices)
+    device = torch.device(options.device)
+    if options.choices != PURE and device.type == "cuda" and kernels.preferred(device):
+        stages.enter("kernels", 0, "sources")
+        stages.kernels += load_all(device, stages.kernel)
 
 
 def _kernels(options: EngineOptions) -> str:

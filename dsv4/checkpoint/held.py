@@ -2,8 +2,8 @@
 
 Counted from names, shapes and formats alone, of what `model/stored.py`, `model/layers.py` and `ops/experts.py` do:
 norms become FP32; the position bias of a compressor has zeros beside it; an mHC site's scales are repeated for its
-rows; the dense matrices that read a layer's input lie below one another a second time; experts are packed. All else
-stays as it is in its file.
+rows; experts are packed. All else stays as it is in its file, if not where: the dense matrices that read a layer's
+input lie below one another.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PARTS: Final = (
     "attention", "routed experts", "shared experts", "router", "head and embedding", "mHC and norms", "draft",
 )  # fmt: skip
 _EXPERTS: Final = (".experts.", ".shared_experts.")
-_TWICE: Final = (".ape", "_base", ".compressor.wkv.weight", ".compressor.wgate.weight", ".weights_proj.weight")
+_TWICE: Final = (".ape", "_base")
 # Bytes for each value of an expert's w1 and w3 while these two are packed, the result among them: codes lie there one a
 # byte in several orders. As tests/test_held.py has it measured; w2 has half as many values.
 _PACKING: Final = {"mxfp4": 5.5, "nvfp4": 6.9, "fp8": 4.1, "fp8_f32": 4.1}

@@ -22,30 +22,46 @@ _READERS: Final = 4  # files are read and copied by so many threads: one alone d
 
 
 class LoadProgress(NamedTuple):
-    """`done` of `total` bytes after `seconds`; `what` is being loaded, such as "layers.3"."""
+    """`done` of `total` of a stage after `seconds` of it; `what` is under way, or just done, such as "layers.3".
+
+    unit: of `done` and `total`, such as "bytes" or "layers". total 0: nobody knows how much there is to do.
+    """
 
     done: int
     total: int
     seconds: float
     what: str
+    stage: str = "weights"
+    unit: str = "bytes"
 
     @property
     def rate(self) -> float:
-        """Bytes a second so far."""
+        """Units a second so far."""
         return self.done / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def left(self) -> float | None:
+        """Seconds that the rest of the stage takes at this rate; None while there is none."""
+        return (self.total - self.done) / self.rate if self.rate and self.total else None
 
 
 Progress = Callable[[LoadProgress], None]
 
 
 class Handed(Mapping[str, Weight]):
-    """Weights that are given away, each once: whoever packs or widens one then has it alone, and may free it."""
+    """Weights that are given away, each once: whoever packs or widens one then has it alone, and may free it.
 
-    def __init__(self, weights: dict[str, Weight]) -> None:
-        self._weights = weights
+    taken: told the name of each, when it is.
+    """
+
+    def __init__(self, weights: dict[str, Weight], taken: Callable[[str], None] | None = None) -> None:
+        self._weights, self._taken = weights, taken
 
     def __getitem__(self, name: str) -> Weight:
-        return self._weights.pop(name)
+        weight = self._weights.pop(name)
+        if self._taken is not None:
+            self._taken(name)
+        return weight
 
     def __contains__(self, name: object) -> bool:
         return name in self._weights
@@ -97,10 +113,14 @@ def _parts(params: tuple[Param, ...]) -> Iterator[tuple[str, list[Param]]]:
     """Runs of parameters that belong together: "embed", "layers.0", "mtp.0"."""
     parts: dict[str, list[Param]] = {}
     for param in params:
-        words = param.name.split(".")
-        part = ".".join(words[:2]) if words[0] in ("layers", "mtp") else words[0]
-        parts.setdefault(part, []).append(param)
+        parts.setdefault(part_of(param.name), []).append(param)
     yield from parts.items()
+
+
+def part_of(name: str) -> str:
+    """The run of parameters that one belongs to: "layers.3" of "layers.3.attn.wq_a.weight"."""
+    words = name.split(".")
+    return ".".join(words[:2]) if words[0] in ("layers", "mtp") else words[0]
 
 
 def _fetch(checkpoint: Checkpoint, param: Param, config: ModelConfig, device: torch.device | str) -> Weight:

@@ -57,7 +57,7 @@ def synth(
         weight = random_weight(params[name], config, seed)
         done += weight.nbytes
         if progress is not None:
-            progress(LoadProgress(done, total, time.monotonic() - start, name))
+            progress(LoadProgress(done, total, time.monotonic() - start, name, "writing"))
         return weight
 
     write_stream(directory, config, params.values(), produce, max_shard_bytes, overwrite)

@@ -110,6 +110,7 @@ class Answer:
             "draft": {"guessed": self.llm.engine.drafted, "kept": self.llm.engine.confirmed},
             "trace": [self._traced(delta) for delta in self.deltas if delta.trace],
             "model": dict(self.llm.resolved.facts),
+            "started": self.llm.started.as_json(),
         }
 
     def _traced(self, delta: Delta) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from dsv4.cli.options import (
     choices,
     key_of,
 )
-from dsv4.cli.progress import byte_bar
+from dsv4.cli.progress import load_bar
 from dsv4.config import EngineOptions
 from dsv4.engine.request import Sampling
 from dsv4.errors import DSV4Error
@@ -115,12 +115,12 @@ def _local(
     from dsv4.cli.chat_local import Local
     from dsv4.llm import LLM
 
-    with byte_bar(err, "loading") as show:
+    with load_bar(err, "loading") as show:
         llm = LLM.load(model, options, dialect, show)
     gc.collect()
     gc.freeze()  # what is loaded stays until the end: the collector need not look through it again and again
     _ = llm.dialect  # a model that cannot chat says so before the first message
-    return Local(llm, replace(llm.defaults, **{"max_tokens": options.max_context, **asked})), llm.resolved.lines()
+    return Local(llm, replace(llm.defaults, **{"max_tokens": options.max_context, **asked})), llm.lines()
 
 
 def converse(session: Chat, lines: Lines, err: Console) -> bool:

@@ -13,6 +13,7 @@ from rich.table import Table
 from dsv4.checkpoint.hub import find_model
 from dsv4.cli.options import ModelPath
 from dsv4.cli.target import writable
+from dsv4.errors import RequestError
 
 if TYPE_CHECKING:
     from dsv4.check.compare.compare import Comparison
@@ -31,27 +32,51 @@ def compare(
     layers: Annotated[
         int | None, typer.Option(min=1, help="look at the first n alone, and show every op of them")
     ] = None,
-    tokens: Annotated[int, typer.Option(min=2, help="how many are read")] = 128,
+    tokens: Annotated[
+        int | None, typer.Option(min=2, help="how many are read (128), or of an answer at most (48)")
+    ] = None,
     text: Annotated[Path | None, typer.Option(help="a file to read; without it, held-out text")] = None,
     device: Annotated[str, typer.Option(help="where both run, if a way does not say")] = "cpu",
     json_path: Annotated[Path | None, typer.Option("--json", help="write everything here")] = None,
     plot: Annotated[Path | None, typer.Option(help="write a picture (SVG) here; needs matplotlib")] = None,
+    answers: Annotated[
+        int | None, typer.Option(min=1, help="compare so many greedy answers to held-out prompts, and no ops")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="of --answers: the same seed asks the same prompts")] = 0,
+    sequences: Annotated[int, typer.Option(min=1, help="of --answers: how many at once")] = 32,
+    jobs: Annotated[int, typer.Option(min=1, help="of --answers: processes")] = 1,
+    to: Annotated[Path | None, typer.Option("--record", help="of --answers: run way a alone, and keep it here")] = None,
+    against: Annotated[Path | None, typer.Option(help="of --answers: way a is what --record kept here")] = None,
 ) -> None:
     """Read the same text in two ways and say where they first part, op by op, beside what rounding alone would do.
 
-    The noise floor is way a again with every embedded number moved by one unit in its last place.
+    The noise floor is way a again with every embedded number moved by one unit in its last place. With --answers whole
+    answers are compared, token for token: exit code 1 if rounding does not explain what differs.
     """
+    writable(json_path, plot, to)
+    if answers is None and (to or against):
+        raise RequestError("--record and --against keep answers", got="no --answers", do="say how many: --answers 1000")
+    if answers is not None:
+        if layers or text or plot or (to and against):
+            got = "--layers, --text, --plot, or both of --record and --against"
+            raise RequestError("--answers", got=got, wanted="none of these")
+        from dsv4.cli.compare_answers import Side
+        from dsv4.cli.compare_answers import run as compare_answers
+
+        side = Side(a, to, against)
+        other = ",".join((b, *(force or ())))
+        right = compare_answers(model, side, other, device, (answers, tokens or 48, seed), sequences, jobs, json_path)
+        raise typer.Exit(not right)
     from dsv4.check.compare.compare import compare as run
     from dsv4.check.compare.way import parse
     from dsv4.check.study import plots
     from dsv4.llm import EMBEDDED
 
-    writable(json_path, plot)
     if plot is not None:
         plots.require()
     ways = (parse(a, device), parse(",".join((b, *(force or ()))), device))
     given = text.read_text(encoding="utf-8") if text else None
-    found = run(find_model(model or EMBEDDED), *ways, given, tokens, layers)
+    found = run(find_model(model or EMBEDDED), *ways, given, tokens or 128, layers)
     _show(found, every=layers is not None)
     if json_path is not None:
         json_path.write_text(json.dumps(found.as_json(), ensure_ascii=False) + "\n", encoding="utf-8")

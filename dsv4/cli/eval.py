@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dsv4.checkpoint.hub import find_model
 from dsv4.cli.options import Dialect, Dtype, ModelPath, Numerics
-from dsv4.cli.progress import byte_bar
+from dsv4.cli.progress import load_bar
 from dsv4.cli.target import writable
 from dsv4.config import EngineOptions, ModelConfig
 from dsv4.errors import RequestError
@@ -103,9 +103,9 @@ def evaluate(
     processes = jobs or (_cores() if on_cpu and config.hidden_size <= NARROW else 1)
 
     err = Console(stderr=True, highlight=False)
-    with byte_bar(err, "loading") as bar:
+    with load_bar(err, "loading") as bar:
         llm = LLM.load(directory, options, dialect, bar)
-    err.print("\n".join(llm.resolved.lines()), style="dim", markup=False, soft_wrap=True)
+    err.print("\n".join(llm.lines()), style="dim", markup=False, soft_wrap=True)
     columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
         task = progress.add_task("", total=None)

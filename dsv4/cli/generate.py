@@ -31,7 +31,7 @@ from dsv4.cli.options import (
     TopP,
     choices,
 )
-from dsv4.cli.progress import byte_bar
+from dsv4.cli.progress import load_bar
 from dsv4.config import EngineOptions, read_json
 from dsv4.config_fields import shown
 from dsv4.engine.request import Sampling
@@ -91,7 +91,7 @@ def generate(
     from dsv4.llm import LLM
 
     err = Console(stderr=True, highlight=False, quiet=quiet and not trace)
-    with byte_bar(err, "loading") as show:
+    with load_bar(err, "loading") as show:
         llm = LLM.load(model, options, dialect, show)
     gc.collect()
     gc.freeze()  # what is loaded stays until the end: the collector need not look through it again and again
@@ -108,5 +108,5 @@ def generate(
         sampling = replace(sampling, grammar=llm.grammar(answer, in_reasoning=bool(in_reasoning)))
     deltas = llm.generate(ids, sampling)
     if not as_json:
-        err.print("\n".join(llm.resolved.lines()), style="dim", markup=False, soft_wrap=True)
+        err.print("\n".join(llm.lines()), style="dim", markup=False, soft_wrap=True)
     Answer(llm, len(ids), in_reasoning, trace > 0, err, as_json).run(deltas)

@@ -18,7 +18,7 @@ from dsv4.llm_gpus import GPUS, find_gpu
 _WIDTH: Final = 120
 _CONTEXTS: Final = (8192, 131_072)
 _ABOUT: Final = {
-    "attention": "compressors too, whose matrices lie there twice",
+    "attention": "compressors and indexers too",
     "draft": "0 where it is not loaded",
     "router": "tables of the hash layers too",
 }
@@ -76,8 +76,7 @@ def show(console: Console, found: dict[str, Any]) -> None:
     console.print(f"{found['source']} on one {gpu['name']}", markup=False, soft_wrap=True)
     console.print(
         f"{options['max_sequences']} sequences of {options['max_context']:,} tokens, prompts by"
-        f" {options['prefill_chunk']}, a draft of {options['draft_tokens']} tokens; --device cuda --stored"
-        " --kernels auto",
+        f" {options['prefill_chunk']}, a draft of {options['draft_tokens']} tokens; --device cuda",
         soft_wrap=True,
     )
     console.print(_memory(found))

@@ -32,7 +32,7 @@ from dsv4.cli.options import (
     Stored,
     choices,
 )
-from dsv4.cli.progress import byte_bar
+from dsv4.cli.progress import load_bar
 from dsv4.config import EngineOptions
 from dsv4.errors import ConfigError
 
@@ -119,7 +119,7 @@ def serve(
     from dsv4.server.app import Service
 
     err = Console(stderr=True, highlight=False)
-    with byte_bar(err, "loading") as show:
+    with load_bar(err, "loading") as show:
         llm = LLM.load(directory, options, dialect, show)
     _ = llm.dialect, llm.defaults  # what is wrong with them is said now and not to the first client
     gc.collect()
@@ -142,7 +142,7 @@ def serve(
         told.addHandler(logging.StreamHandler())
     service = Service(llm, served)
     lines = [
-        *llm.resolved.lines(),
+        *llm.lines(),
         f"serving {max_sequences} requests at once, {max_queue} more may wait, as {', '.join(served.names)}",
         *(["what users ask and are answered is logged (--log-text)"] if log_text else []),
         f"listening on {run.url(bound)}/v1, {_who(bound.getsockname()[0], key)}; in a browser: {run.url(bound)}/",

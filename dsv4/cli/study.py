@@ -18,7 +18,7 @@ from rich.text import Text
 
 from dsv4.checkpoint.hub import find_model
 from dsv4.cli.options import ModelPath
-from dsv4.cli.progress import byte_bar
+from dsv4.cli.progress import load_bar
 from dsv4.cli.target import writable
 from dsv4.config import ModelConfig
 
@@ -77,7 +77,7 @@ def formats(
     plan = known.plan(config.num_hidden_layers, _names(formats), _names(places), swept)
     asked = opening.Asked(seeds, tokens, span, seed)
     samples = opening.open_samples(directory, text or opening.HELDOUT, FAMILIES, asked)
-    with byte_bar(err, "loading") as show:
+    with load_bar(err, "loading") as show:
         subject = opening.open_subject(directory, device, span, show)
     processes = jobs or (_cores() if device == "cpu" and config.hidden_size <= opening.NARROW else 1)
     through = one_by_one if processes == 1 else side_by_side(directory, processes)

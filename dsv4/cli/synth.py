@@ -9,7 +9,7 @@ from typing import Annotated, Final
 import typer
 from rich.console import Console
 
-from dsv4.cli.progress import byte_bar
+from dsv4.cli.progress import load_bar
 from dsv4.config import ModelConfig
 from dsv4.config_named import NAMED
 
@@ -31,7 +31,7 @@ def synth(
     from dsv4.checkpoint import synth as writer
 
     text = _text_for(model)
-    with byte_bar(Console(stderr=True), "writing") as show:
+    with load_bar(Console(stderr=True), "writing") as show:
         writer.synth(model, out, seed, text_from=text, max_shard_bytes=shard_bytes, overwrite=overwrite, progress=show)
     Console(highlight=False).print(f"wrote {out}: {config}, seed {seed}", markup=False, soft_wrap=True)
 

@@ -62,3 +62,15 @@ class Runner:
         segments = [Segment(slot, end - len(ids), ids) for slot, ids in enumerate(runs)]
         streams = self.model(self.model.batch(segments), self.store).streams
         self.model.logits(streams[-few * len(counts) :])
+
+    def rehearse_graph(self, tokens: int) -> None:
+        """Capture the graph of a decode step of one sequence, `tokens` of it, in a short context.
+
+        Only where the runner has graphs. No request may be there yet.
+        """
+        assert self._graphs is not None
+        segments = [Segment(0, 0, [0] * min(tokens, self.store.capacity))]
+        shape = self._graphs.shape(segments)
+        assert shape is not None
+        for _ in range(2):  # the first step of a shape is no graph yet
+            self._graphs.run(segments, shape)

@@ -111,7 +111,7 @@ class Kernel:
         self.file, self.name, self.signature = file, name, "".join(signature.split())
         if not self.signature or not set(self.signature) <= CODES.keys():
             raise KernelError(f"signature of {self}", got=repr(signature), wanted=f"letters of {''.join(CODES)}")
-        self._places = places
+        self.places = places
         self._layout = [CODES[code][0] for code in self.signature]
         self._pack = struct.Struct("".join(self._layout)).pack_into
         self._place = _Place(self._layout)
@@ -207,7 +207,7 @@ class Kernel:
 
     def _load(self, device: int) -> _Loaded:
         wanted = architecture(driver.capability(device))
-        entry = find(self.file, wanted, self._places).entry
+        entry = find(self.file, wanted, self.places).entry
         self.check(entry)
         try:
             with driver.outside_capture():

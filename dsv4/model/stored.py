@@ -98,11 +98,22 @@ class StoredAttention:
         self.dense, self.widths = self._dense()
 
     def _dense(self) -> tuple[Tensor | None, list[int]]:
-        """The dense matrices that read a layer's input, one below another, and the rows of each."""
-        parts = [self.compressor.project] if self.compressor else []
+        """The dense matrices that read a layer's input, one below another, and the rows of each.
+
+        Whose they are has views of them from now on: they lie in memory once.
+        """
+        if self.compressor is None:
+            return None, []
+        parts = [self.compressor.project]
         if self.indexer:
             parts += [self.indexer.compressor.project, self.indexer.weights_proj]
-        return torch.cat(parts) if parts else None, [len(part) for part in parts]
+        dense, widths = torch.cat(parts), [len(part) for part in parts]
+        views = dense.split(widths)
+        self.compressor = self.compressor._replace(project=views[0])
+        if self.indexer:
+            self.indexer.compressor = self.indexer.compressor._replace(project=views[1])
+            self.indexer.weights_proj = views[2]
+        return dense, widths
 
     def __call__(self, x: Tensor, rows: QTensor, batch: Batch, store: StoredLayer) -> Tensor:
         """x: [T, d], normalised, and `rows`, the same as FP8_ROW; writes this step into `store`, returns [T, d]."""

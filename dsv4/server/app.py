@@ -122,6 +122,7 @@ class Service:
             "requests_waiting": ("Requests in the queue", float(worker.waiting)),
             "slots": ("Requests that can run at once", float(worker.slots)),
             "step_age_seconds": ("Time that the engine's current step has run, 0 between steps", worker.step_age),
+            "start_seconds": ("From the process's start to a loaded model", self.llm.started.total),
             "cache_pages": ("Pages of the cache", float(engine.pages.count)),
             "cache_pages_used": ("Pages that requests hold; all others can be had at once", float(engine.pages.in_use)),
         }

@@ -18,7 +18,6 @@ from dsv4.check.study.sample import Passage
 from dsv4.check.study.study import Subject, calibrate
 from dsv4.config import ModelConfig
 from dsv4.errors import RequestError
-from dsv4.kernels import install
 
 
 @dataclass(frozen=True)
@@ -58,9 +57,9 @@ class Comparison:
 
 def compare(directory: Path, a: Way, b: Way, text: str | None, tokens: int, layers: int | None) -> Comparison:
     """Read the same tokens in both ways. `text`: None takes held-out text; `layers`: how many are looked at."""
+    if a.stored or b.stored:
+        raise RequestError("stored layers have other ops", got=f"{a.words} and {b.words}", do="compare --answers N")
     ids = _ids(directory, text, tokens)
-    if not (a.pure and b.pure):
-        install()
     subjects: dict[str, Subject] = {}
     recordings = []
     for way in (a, b, replace(a, shaken=True)):
