@@ -99,8 +99,7 @@ class LLM:
         torch.set_num_threads(_threads(config))
         stages.enter("weights", ledger.nbytes, "bytes")
         weights = Handed(load_ledger(checkpoint, ledger, config, options.device, progress), stages.taking())
-        with under(options.choices):  # packing and rehearsal too run as what follows
-            engine = _engine(config, weights, options, tokenizer, guesses, stages)
+        engine = _engine(config, weights, options, tokenizer, guesses, stages)
         resolved = Resolved(config, options, _facts(directory, config, options, ledger, guesses))
         return cls(directory, config, tokenizer, engine, resolved, stages.over(ledger.nbytes), dialect)
 
@@ -212,17 +211,18 @@ def _in_graphs(options: EngineOptions) -> bool:
 def _rehearse(runner: Runner, options: EngineOptions, guesses: int, stages: Stages) -> None:
     """Have the device find memory for the largest step, or refuse before anybody was promised anything.
 
-    Then capture the graphs that the first request alone will ask for.
+    Then capture the graphs that the first request alone will ask for. Ops run as in the engine's steps.
     """
     try:
-        stages.enter("rehearsal")
-        runner.rehearse(options.prefill_chunk, options.draft_slack)
-        counts = sorted({1, 1 + guesses}) if _in_graphs(options) else []
-        if counts:
-            stages.enter("graphs", len(counts), "graphs")
-        for done, count in enumerate(counts, 1):
-            runner.rehearse_graph(count)
-            stages.step(done, f"{count} tokens a step")
+        with under(options.choices):
+            stages.enter("rehearsal")
+            runner.rehearse(options.prefill_chunk, options.draft_slack)
+            counts = sorted({1, 1 + guesses}) if _in_graphs(options) else []
+            if counts:
+                stages.enter("graphs", len(counts), "graphs")
+            for done, count in enumerate(counts, 1):
+                runner.rehearse_graph(count)
+                stages.step(done, f"{count} tokens a step")
     except torch.OutOfMemoryError as error:
         raise ConfigError(
             "the largest step does not fit into memory beside weights and cache",
