@@ -36,14 +36,13 @@ from dsv4.bench.ops import FEW, circumstances, l2_cache, moved
 from dsv4.check.cases import attend as rows
 from dsv4.check.cases import linear as products
 from dsv4.check.cases import select
-from dsv4.check.cases.inputs import BF16, normal
+from dsv4.check.cases.inputs import BF16
 from dsv4.check.contract import Arguments, Case, placed
 from dsv4.check.fences import transform
 from dsv4.check.metrics import METRICS, leaves
 from dsv4.check.verify import device_for, prepare
 from dsv4.errors import ConfigError, DSV4Error
 from dsv4.ops.attention import attend
-from dsv4.ops.kv import read_kv
 from dsv4.ops.linear import scaled_matmul
 from dsv4.ops.op import use
 from dsv4.ops.rope import Rotation
@@ -96,10 +95,17 @@ def decode(
 def prefill(
     kernel: Any, q: Tensor, near: Tensor, near_rows: Tensor, far: Tensor, far_rows: Tensor, sink: Tensor, turn: Rotation
 ) -> Forms:
-    """Over rows that another kernel has decoded to BF16, all of both pools: that is not timed."""
-    both = decoded(near, near_rows), decoded(far, far_rows)
-    listed = numbers(torch.cat((near_rows, far_rows + len(both[0])), 1))
-    given = q, torch.cat(both).unsqueeze(1), listed, q.shape[-1] ** -0.5, q.shape[-1], sink, lengths(listed[:, 0])
+    """Over rows that are BF16, those of both pools one behind another."""
+    listed = numbers(torch.cat((near_rows, far_rows + len(near)), 1))
+    given = (
+        q,
+        torch.cat((near, far)).unsqueeze(1),
+        listed,
+        q.shape[-1] ** -0.5,
+        q.shape[-1],
+        sink,
+        lengths(listed[:, 0]),
+    )
     return {"rows decoded": lambda: kernel(*given, None)[0]}
 
 
@@ -117,11 +123,6 @@ def lengths(listed: Tensor) -> Tensor:
     return torch.full((len(listed),), listed.shape[1], dtype=torch.int32, device=listed.device)
 
 
-def decoded(stored: Tensor, listed: Tensor) -> Tensor:
-    every = torch.arange(int(listed.max()) + 1, device=stored.device)
-    return read_kv.reference(stored, every, *rows.ROW)
-
-
 def attention(tokens: Sequence[int], make: Callable[[int, int, int], Arguments]) -> Iterator[Case]:
     for model, heads in HEADS.items():
         for n in tokens:
@@ -137,13 +138,8 @@ def steps(tokens: int, heads: int, picked: int) -> Arguments:
 
 
 def chunk(tokens: int, heads: int, picked: int) -> Arguments:
-    """Of one sequence: windows that overlap, and entries out of the same ones, ascending."""
-    near_rows = torch.arange(tokens).unsqueeze(1) + torch.arange(rows.WINDOW)
-    draw = torch.Generator().manual_seed(picked)
-    far_rows = torch.rand(tokens, AMONG * picked, generator=draw).argsort(1)[:, :picked].sort(1).values
-    stored = rows.pages("near", tokens + rows.WINDOW - 1, rows.PAGE), rows.pages("far", AMONG * picked, rows.PAGE)
-    q = normal("q", tokens, heads, 512, dtype=BF16, size=2)
-    return q, stored[0], near_rows, stored[1], far_rows, normal("sink", heads), unturned(tokens)
+    """Of one sequence, whose rows were decoded before: that is timed on neither side."""
+    return *rows.decoding(partial(rows.prompt, tokens, heads, picked))()[:6], unturned(tokens)
 
 
 def unturned(tokens: int) -> Rotation:

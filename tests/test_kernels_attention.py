@@ -84,7 +84,7 @@ DECODED = (
 def test_rows_that_were_decoded_before_give_the_same_bits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In every form that there is for them."""
     make = played()[f"attend: {name}"].make
-    given, wide = make(), listed._decoding(make)()
+    given, wide = make(), listed.decoding(make)()
     with shim.machine(csrc=on_hopper(), clusters=True) as ran:
         found = attend.implementations["fused"].run(*given)
     assert set(ran) == {"attend_tiles"}

@@ -84,36 +84,35 @@ def _wide() -> Iterator[Case]:
     )  # fmt: skip
     for heads, near, far in (*SMALL[1:6], (32, 64, 70)):
         yield case(
-            name=f"{heads} heads, {near} + {far} decoded rows", make=_decoding(partial(given, 2, heads, near, far))
+            name=f"{heads} heads, {near} + {far} decoded rows", make=decoding(partial(given, 2, heads, near, far))
         )
     for heads, far, size in LARGE:
-        made = _decoding(partial(given, 2, heads, WINDOW, far))
+        made = decoding(partial(given, 2, heads, WINDOW, far))
         yield case(name=f"{heads} heads, 128 + {far} decoded rows", make=made, size=size)
-    yield case(name="more chunks of decoded rows than strands", make=_decoding(partial(given, 1, 4, 5, 2060)))
+    yield case(name="more chunks of decoded rows than strands", make=decoding(partial(given, 1, 4, 5, 2060)))
     for name in ("absent entries", "a token without entries", "huge scores", "NaN where nobody looks"):
-        yield case(name=f"decoded rows: {name}", make=_decoding(partial(_changed, CHANGES[name])))
-    listed = _decoding(partial(_changed, _listed_nan))
+        yield case(name=f"decoded rows: {name}", make=decoding(partial(_changed, CHANGES[name])))
+    listed = decoding(partial(_changed, _listed_nan))
     yield case(name="a decoded row listed that is NaN", make=listed, properties=None)
     for model, heads, far in (("flash", FLASH, 512), ("pro", PRO, 1024)):
-        for label, make in (
-            ("stored", partial(_prompt, heads, far)),
-            ("decoded", _decoding(partial(_prompt, heads, far))),
-        ):
+        stored = partial(prompt, 4096, heads, far)
+        for label, make in (("stored", stored), ("decoded", decoding(stored))):
             bench = f"{model} csa prompt, {label} rows"
-            yield case(name=f"{bench} 4096", make=make, size="big", bench=bench, oracle=None, properties=None)
+            case = partial(case, size="big", oracle=None, properties=None, moved=moved)
+            yield case(name=f"{bench} 4096", make=make, bench=bench)
 
 
-def _prompt(heads: int, far: int, tokens: int = 4096) -> Arguments:
-    """The last tokens of a prompt of 16,384: a ring of windows, and entries picked of the 4,096 that all see."""
-    q, _, _, _, _, sink, by = given(tokens, heads, 1, 1)
+def prompt(tokens: int, heads: int, picked: int) -> Arguments:
+    """Tokens of one sequence: windows that overlap, and entries out of the same ones, four times as many, ascending."""
     near_rows = torch.arange(tokens).unsqueeze(1) + torch.arange(WINDOW)
-    draw = torch.Generator().manual_seed(far)
-    picked = torch.stack([torch.randperm(4096, generator=draw)[:far].sort().values for _ in range(64)])
-    stored = pages("near", tokens + WINDOW, PAGE), pages("far", 4096, PAGE)
-    return q, stored[0], near_rows, stored[1], picked.repeat(tokens // 64, 1), sink, by
+    draw = torch.Generator().manual_seed(picked)
+    far_rows = torch.rand(tokens, 4 * picked, generator=draw).argsort(1)[:, :picked].sort(1).values
+    stored = pages("near", tokens + WINDOW - 1, PAGE), pages("far", 4 * picked, PAGE)
+    q = normal("q", tokens, heads, 512, dtype=BF16, size=2)
+    return q, stored[0], near_rows, stored[1], far_rows, normal("sink", heads), turn(tokens, 64)
 
 
-def _decoding(make: Callable[[], Arguments]) -> Callable[[], Arguments]:
+def decoding(make: Callable[[], Arguments]) -> Callable[[], Arguments]:
     """The same arguments with decoded rows, whose numbers are those of the stored ones."""
 
     def made() -> Arguments:
@@ -176,7 +175,9 @@ def moved(given: Arguments, found: Any) -> int:
     rows = sum(len(torch.cat([one.flatten() for one in listed]).unique()) for listed in lists.values())
     beside: int = sum(x.nbytes for x in (q, near_rows, far_rows, sink, by.cos, by.sin))
     values: int = q.nbytes if isinstance(found, Tensor) else found.data.nbytes + found.scale.nbytes
-    return rows * (ROW.row_bytes + ROW.scale_bytes) + beside + values
+    return (
+        rows * (ROW.row_bytes + ROW.scale_bytes if near.dtype == torch.uint8 else 2 * near.shape[1]) + beside + values
+    )
 
 
 def pages(name: str, rows: int, page: int) -> Tensor:
