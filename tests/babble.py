@@ -28,7 +28,9 @@ BYTES = [id for id in range(SIZE) if len(WORDS.token_bytes(id)) == 1]
 
 def next_tokens(bits: bytes) -> list[int]:
     """What a mask allows."""
-    found: list[int] = allowed(bits, torch.zeros(SIZE)).tolist()
+    found: list[int] = (
+        allowed(torch.frombuffer(bytearray(bits), dtype=torch.uint8)[None], SIZE)[0].nonzero().flatten().tolist()
+    )
     return found
 
 

@@ -173,7 +173,8 @@ def test_tokens_by_chance_are_held_as_well() -> None:
 def test_the_bits_of_a_mask() -> None:
     logits = torch.arange(21.0)
     mask = bytes([0b00000101, 0b10000000, 0b11111111])
-    assert allowed(mask, logits).tolist() == [0, 2, 15, 16, 17, 18, 19, 20]
+    bits = torch.frombuffer(bytearray(mask), dtype=torch.uint8)
+    assert allowed(bits[None], 21)[0].nonzero().flatten().tolist() == [0, 2, 15, 16, 17, 18, 19, 20]
     greedy, other = Sampling(temperature=0), bytes([0, 0b11, 0])
     chosen = choose(torch.stack((logits, -logits)), [Row(greedy, 0, mask), Row(greedy, 0, other)])
     assert [one.token for one in chosen] == [20, 8]

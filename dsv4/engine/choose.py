@@ -64,8 +64,9 @@ def draw(logits: Tensor, rows: Sequence[Row]) -> Drawn:
     tokens, marks, finite = sample(logits, *noise)
     held = [n for n, row in enumerate(rows) if _held(row)]
     if held:
-        own = _limited(logits[held], [rows[n] for n in held], noise[0][held])
-        tokens[held] = sample(own, *(one[held] for one in noise)).tokens
+        at = sent(torch.tensor(held), logits.device)
+        own = _limited(logits[at], [rows[n] for n in held], noise[0][at])
+        tokens[at] = sample(own, *(one[at] for one in noise)).tokens
     return Drawn(torch.stack((tokens, marks, finite.to(torch.int64))))
 
 
@@ -88,15 +89,17 @@ def _limited(logits: Tensor, rows: Sequence[Row], temperatures: Tensor) -> Tenso
     for own, row in zip(logits, rows, strict=True):
         if row.asked.logit_bias:
             own.copy_(biased(own, row.asked.logit_bias))
-        if row.mask is not None:
-            ids = allowed(row.mask, own)
-            own.copy_(torch.full_like(own, -torch.inf).index_copy_(0, ids, own[ids]))
+    masks = [row.mask for row in rows if row.mask is not None]
+    if masks:
+        given = b"".join(b"\xff" * len(masks[0]) if row.mask is None else row.mask for row in rows)
+        bits = sent(torch.frombuffer(bytearray(given), dtype=torch.uint8).view(len(rows), -1), logits.device)
+        logits = logits.masked_fill(~allowed(bits, logits.shape[1]), -torch.inf)
     if not any(_filters(row.asked) for row in rows):
         return logits
     asked = [row.asked for row in rows]
-    counts = torch.tensor([one.top_k for one in asked], device=logits.device)
-    shares = torch.tensor([(one.top_p, one.min_p) for one in asked], dtype=torch.float64, device=logits.device)
-    return filtered(logits, temperatures, counts, *shares.unbind(1))
+    counts = sent(torch.tensor([one.top_k for one in asked]), logits.device)
+    shares = torch.tensor([[one.top_p for one in asked], [one.min_p for one in asked]], dtype=torch.float64)
+    return filtered(logits, temperatures, counts, *sent(shares, logits.device))
 
 
 def trace(logits: Tensor, token: int, candidates: int) -> Trace:

@@ -116,11 +116,13 @@ def biased(logits: Tensor, bias: Sequence[tuple[int, float]]) -> Tensor:
     return out
 
 
-def allowed(mask: bytes, logits: Tensor) -> Tensor:
-    """Ids [n] int64, ascending, of the tokens of logits [V] that a mask allows: bit i of byte b is token 8 b + i."""
-    bits = torch.frombuffer(bytearray(mask), dtype=torch.uint8).to(logits.device)
-    each = bits[:, None] & torch.tensor([1 << i for i in range(8)], dtype=torch.uint8, device=logits.device)
-    return each.flatten()[: len(logits)].nonzero().flatten()
+def allowed(masks: Tensor, count: int) -> Tensor:
+    """Which of the tokens 0 .. count - 1 masks allow, bool [n, count]: bit i of byte b is token 8 b + i.
+
+    masks: uint8 [n, m], 8 m at least `count`.
+    """
+    bits = torch.arange(8, dtype=torch.uint8, device=masks.device)
+    return ((masks.unsqueeze(2) >> bits) & 1).flatten(1)[:, :count].bool()
 
 
 def filtered(logits: Tensor, temperatures: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
