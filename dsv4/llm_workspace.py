@@ -8,12 +8,14 @@ memory torch gives to nobody else. Not counted: what the allocator leaves betwee
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from dsv4.cache.layout import OVERLAPPED
+from dsv4.cache.layout import OVERLAPPED, layer_layout
 from dsv4.config import EngineOptions, ModelConfig
 from dsv4.kernels.experts import choose, most_groups
 from dsv4.kernels.mhc import RANGE
+from dsv4.model.pool import Run, most_rows, pool_rows
 from dsv4.ops.index import KEY_BLOCK
 from dsv4.quant.index_keys import FP4_KEYS
 from dsv4.quant.packed import ROWS
@@ -22,7 +24,7 @@ _BF16: Final = 2
 _WIDE: Final = 4  # FP32
 _INDEX: Final = 8  # INT64
 _STREAMS: Final = 3  # those that a layer began with, those between its halves, those behind
-_LISTS: Final = 6  # tensors of INT64 while rows of every entry are looked up: two are kept
+_LISTS: Final = 2  # of rows of every entry: in the cache, and among those that are decoded
 _SCALED: Final = 128  # numbers of an FP8 row that share a scale byte
 
 
@@ -47,15 +49,16 @@ def workspace(config: ModelConfig, options: EngineOptions) -> Workspace:
     context, few = options.max_context, 1 + options.draft_slack
     tokens = min(options.prefill_chunk + few, context) + (options.max_sequences - 1) * min(few, context)
     asked = min(tokens, few * options.max_sequences)
+    slots = [min(options.prefill_chunk + few, context), *[min(few, context)] * (options.max_sequences - 1)]
+    runs = [Run(slot, context - count, context) for slot, count in enumerate(slots)]
     return Workspace(
         tokens,
         tokens * _streams(config),
         tokens * sum(_lists(config, ratio, context) for ratio in set(config.layer_ratios)),
         tokens * _indexer(config, context),
-        tokens * _attention(config),
+        tokens * _attention(config) + _pool(config, options, runs),
         _experts(config, tokens),
-        # FP32, and INT64 while hashes of them are made
-        asked * ((_WIDE + _INDEX) * config.vocab_size + (1 + config.hc_mult) * _BF16 * config.hidden_size),
+        asked * (_WIDE * config.vocab_size + (1 + config.hc_mult) * _BF16 * config.hidden_size),
     )
 
 
@@ -95,6 +98,19 @@ def _attention(c: ModelConfig) -> int:
     heads = 2 * c.num_attention_heads * c.head_dim * _BF16
     grouped = c.o_groups * c.o_lora_rank
     return dense * _WIDE + down * _BF16 + _stored(c.q_lora_rank) + heads + grouped * _BF16 + _stored(grouped)
+
+
+def _pool(c: ModelConfig, options: EngineOptions, runs: Sequence[Run]) -> int:
+    """Rows that are decoded once for all tokens, of the layers that have most of them, as BF16.
+
+    Where that does not pay, as many as it would up to: what a longer context needs is never less.
+    """
+    most = 0
+    for layout in {layer_layout(c, options, ratio) for ratio in set(c.layer_ratios)}:
+        entries = options.max_context // layout.ratio if layout.ratio else 0
+        listed = min(entries, c.index_topk) if layout.indexed else entries
+        most = max(most, min(pool_rows(runs, layout), most_rows(runs, layout, listed)))
+    return most * c.head_dim * _BF16
 
 
 def _terms(c: ModelConfig, ratio: int) -> int:

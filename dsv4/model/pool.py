@@ -107,8 +107,16 @@ def pages_of(run: Run, layout: LayerLayout) -> int:
     return -(-(run.end // layout.ratio) // layout.entries) if layout.ratio else 0
 
 
+def pool_rows(runs: Sequence[Run], layout: LayerLayout) -> int:
+    """Rows that a pool of these runs has."""
+    return sum(run.end - run.first(layout.span) + pages_of(run, layout) * layout.entries for run in runs)
+
+
+def most_rows(runs: Sequence[Run], layout: LayerLayout, listed: int) -> int:
+    """Rows up to which a pool pays: the tokens list many times as many. listed: entries of each, beside its window."""
+    return sum(run.end - run.start for run in runs) * (layout.span + listed) // PAYS
+
+
 def pays(runs: Sequence[Run], layout: LayerLayout, listed: int) -> bool:
-    """Whether the tokens list many times as many rows as there are. listed: entries of each, beside its window."""
-    tokens = sum(run.end - run.start for run in runs)
-    rows = sum(run.end - run.first(layout.span) + pages_of(run, layout) * layout.entries for run in runs)
-    return tokens * (layout.span + listed) >= PAYS * rows > 0
+    """Whether to decode rows once."""
+    return 0 < pool_rows(runs, layout) <= most_rows(runs, layout, listed)
