@@ -16,6 +16,7 @@ import pytest
 from dsv4.engine.runner import Ran
 from dsv4.engine.scheduler import Work
 from dsv4.llm import LLM
+from dsv4.model.batch import Unread
 from tests.serving import Running, dictated, until
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright (pip install 'dsv4[test]')")
@@ -100,9 +101,9 @@ def paced(llm: LLM, text: str) -> Iterator[threading.Semaphore]:
         runner, steps = llm.engine._runner, threading.Semaphore(0)
         real = runner.run
 
-        def run(work: Sequence[Work]) -> list[Ran]:
+        def run(work: Sequence[Work], unread: Unread | None = None) -> Ran:
             steps.acquire(timeout=60)
-            return real(work)
+            return real(work, unread)
 
         runner.run = run  # type: ignore[method-assign]
         try:

@@ -17,6 +17,7 @@ from dsv4.config import EngineOptions
 from dsv4.engine.request import Sampling
 from dsv4.errors import ConfigError
 from dsv4.llm import LLM, _rehearse
+from dsv4.llm_start import Stages
 from tests.arithmetic import finish
 
 
@@ -95,4 +96,4 @@ def test_a_step_that_does_not_fit_is_refused_before_anybody_is_served(pico_dir: 
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(ConfigError, match=r"largest step does not fit.*; got 512 tokens of prompts and 1 sequences"):
-        _rehearse(Full(), EngineOptions())  # type: ignore[arg-type]
+        _rehearse(Full(), EngineOptions(), 0, Stages(None))  # type: ignore[arg-type]

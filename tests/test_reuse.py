@@ -22,6 +22,7 @@ from dsv4.engine.request import Delta, Request, Sampling
 from dsv4.engine.scheduler import Scheduler, Work
 from dsv4.errors import NumericsError
 from dsv4.llm import LLM
+from dsv4.model.batch import Unread
 from tests.exact import LENGTHS, PROMPT, Rig, different_state, poisoned, same
 
 ASKED = Sampling(seed=3, max_tokens=6, trace=6)
@@ -274,10 +275,10 @@ def served(pico_dir: Path, order: int, **options: Any) -> Served:
     runner, sizes, split = llm.engine._runner, [], []  # type: ignore[var-annotated]
     real = runner.run
 
-    def run(work: Sequence[Work]) -> Any:
+    def run(work: Sequence[Work], unread: Unread | None = None) -> Any:
         sizes.append(len(work))
         split.extend(item for item in work if not item.sample)
-        return real(work)
+        return real(work, unread)
 
     runner.run = run  # type: ignore[method-assign]
     requests = mixed(llm)
