@@ -360,8 +360,8 @@ def test_a_state_that_belongs_to_other_tokens_is_caught(
 ) -> None:
     """States kept one token too late, under the name of the shorter prefix."""
 
-    def late(self: Scheduler, request: Request, start: int) -> list[tuple[int, int]]:
-        return [(place, length - 1) for place, length in real(self, request, start)]
+    def late(self: Scheduler, request: Request, start: int, end: int) -> list[tuple[int, int]]:
+        return [(place, length - 1) for place, length in real(self, request, start, end)]
 
     real = Scheduler.points
     monkeypatch.setattr(Scheduler, "points", late)

@@ -9,6 +9,7 @@ import pytest
 
 from dsv4.config import EngineOptions, ModelConfig
 from dsv4.engine import speculate
+from dsv4.engine.choose import Chosen
 from dsv4.engine.request import Sampling, Trace
 from dsv4.errors import ConfigError
 from dsv4.llm import LLM
@@ -71,7 +72,7 @@ def test_wrong_guesses_cost_nothing_but_time(
     pico_dir: Path, plain: list[list[Answer]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A draft that is always wrong is rewound every time."""
-    monkeypatch.setattr(speculate, "choose", lambda logits, sampling, position: 3)
+    monkeypatch.setattr(speculate, "choose", lambda logits, rows: [Chosen(3, b"", True)] * len(rows))
     llm = load(pico_dir, 3)
     assert answers(llm, GREEDY) == plain[0]
     assert llm.engine.confirmed == 0
