@@ -154,9 +154,9 @@ def _counting(llm: LLM) -> list[int]:
     runner, starts = llm.engine._runner, []  # type: ignore[var-annotated]
     real = runner.run
 
-    def run(work: Sequence[Work]) -> Any:
+    def run(work: Sequence[Work], unread: Unread | None = None) -> Any:
         starts.extend(item.start for item in work)
-        return real(work)
+        return real(work, unread)
 
     runner.run = run  # type: ignore[method-assign]
     return starts
@@ -385,7 +385,7 @@ def test_the_hash_tells_a_single_bit(pico_dir: Path) -> None:
 
     runner = llm.engine._runner
     real = runner.run
-    runner.run = lambda work: [ran._replace(logits=nudged(ran.logits)) for ran in real(work)]  # type: ignore[method-assign]
+    runner.run = lambda *of: (ran := real(*of))._replace(logits=nudged(ran.logits))  # type: ignore[method-assign]
     after, _ = asked(llm, prompt)
     assert after.tokens == before.tokens
     assert after.hash != before.hash

@@ -191,7 +191,7 @@ class Scheduler:
     def schedule(self) -> list[Work]:
         """The next step's work, in a fixed order, and pages for it; empty when nothing runs."""
         ready = [r for r in self.running if not r.held]
-        decodes = [r for r in ready if r.coming - r.done == 1 and r.coming < r.limit]
+        decodes = [r for r in ready if r.coming - r.done == 1 and not (r.flying and r.coming == r.limit)]
         work = [Work(r, r.done, r.coming, True, r.draft) for r in decodes]
         budget = max(self._chunk - len(decodes), 1)  # a prompt always moves on
         for request in ready:
