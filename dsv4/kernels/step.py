@@ -22,7 +22,7 @@ def _refuse(positions: Tensor) -> str | None:
 
 
 @rotations.impl("fused", accepts=lambda positions, steps, every: _refuse(positions))
-def _rotations(positions: Tensor, steps: Tensor, every: Tensor) -> Rotation:
+def _rotations(positions: Tensor, steps: Tensor, every: Tensor) -> tuple[Rotation, ...]:
     (tokens,), (tables, pairs), device = positions.shape, steps.shape, positions.device
     need(positions, "positions", dtype=torch.int64)
     need(steps, "steps", dtype=torch.float32, device=device)
@@ -30,7 +30,7 @@ def _rotations(positions: Tensor, steps: Tensor, every: Tensor) -> Rotation:
     cos, sin = (torch.empty(tables, tokens, 2 * pairs, device=device) for _ in range(2))
     blocks = -(-tables * tokens * pairs // _THREADS)
     _ROTATIONS(blocks, _THREADS, positions, tokens, steps, every, tables, pairs, cos, sin, pdl=True)
-    return Rotation(cos, sin)
+    return tuple(Rotation(*turn) for turn in zip(cos, sin, strict=True))
 
 
 def _refuse_window(slots: Tensor, positions: Tensor, ring: int, span: int) -> str | None:

@@ -135,8 +135,7 @@ def make_batch(segments: Sequence[Segment], ratios: Sequence[int], steps: Steps,
 def batch_of(tokens: Tensor, longest: int, most: int, closing: Mapping[int, Closing | None], steps: Steps) -> Batch:
     """A step of tokens as `laid_out` has them, int64 [3, T]. `longest` and `most` may be more than there are."""
     ids, slots, positions = tokens.unbind()
-    turns = rotations(positions, *steps.tables)
-    plain, yarn, *firsts = (Rotation(cos, sin) for cos, sin in zip(*turns, strict=True))
+    plain, yarn, *firsts = rotations(positions, *steps.tables)
     block_turns = dict(zip(steps.ratios, firsts, strict=True))
     return Batch(ids, positions, slots, plain, yarn, block_turns, closing, longest, most)
 

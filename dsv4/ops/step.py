@@ -29,15 +29,14 @@ class BlockRows(NamedTuple):
 
 
 @op
-def rotations(positions: Tensor, steps: Tensor, every: Tensor) -> Rotation:
-    """Rotations of the tokens by several tables, each [n, T, R] FP32: `rotation` for every table.
+def rotations(positions: Tensor, steps: Tensor, every: Tensor) -> tuple[Rotation, ...]:
+    """Rotations of the tokens by n tables: `rotation` for every table.
 
     positions: [T] int64; steps: [n, R / 2] FP32 of `frequencies`; every: [n] int64, at least 1. By table i a token is
     turned as the first position of its block of every[i] is: 1 for its own.
     """
     firsts = torch.div(positions, every.unsqueeze(1), rounding_mode="floor") * every.unsqueeze(1)
-    turns = [rotation(first, table) for first, table in zip(firsts, steps, strict=True)]
-    return Rotation(torch.stack([turn.cos for turn in turns]), torch.stack([turn.sin for turn in turns]))
+    return tuple(rotation(first, table) for first, table in zip(firsts, steps, strict=True))
 
 
 @op

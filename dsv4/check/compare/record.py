@@ -18,12 +18,15 @@ from dsv4.check.study.formats import Peaks
 from dsv4.check.study.study import Subject
 from dsv4.model.batch import Segment
 from dsv4.ops.compress import OVERLAPPED
-from dsv4.ops.index import index_scores
+from dsv4.ops.index import entry_rows, index_scores
 from dsv4.ops.op import Op, use, watching
+from dsv4.ops.step import block_rows, rotations, window_rows
 from dsv4.quant.rounding import Numerics, none
 from dsv4.quant.tensor import QTensor
 from dsv4.taps import listening
 
+# What follows from positions alone: rows lie elsewhere in a cache of another size.
+_PLACES: Final = (block_rows, entry_rows, rotations, window_rows)
 # Places that are rounded between ops. The others lie inside one, where rows may stand in another order.
 _ALONE: Final = ("attn_input", "latent", "group_output", "attn_output")
 
@@ -68,6 +71,8 @@ class Recording:
 
     def op(self, one: Op[..., Any], ran: str, args: Sequence[Any], result: Any) -> None:
         """Listens to ops."""
+        if one in _PLACES:
+            return
         label = " ".join(filter(None, (one.name, _weight(args, self.names))))
         for part, tensor in _tensors(result):
             if not any(tensor is arg for arg in args):
