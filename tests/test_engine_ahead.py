@@ -12,7 +12,7 @@ from dsv4.config import EngineOptions
 from dsv4.engine.engine import Engine
 from dsv4.engine.request import Delta, Sampling
 from dsv4.errors import RequestError
-from dsv4.llm import EMBEDDED, LLM
+from dsv4.llm import LLM
 from tests import PICO
 from tests.arithmetic import EOS, GREEDY, PAGE, VOCABULARY, Arithmetic, engine, finish
 
@@ -138,17 +138,10 @@ def test_who_has_to_leave_is_asked_first_what_it_came_to() -> None:
 # --- the real model --------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=[PICO, pytest.param(EMBEDDED, marks=pytest.mark.slow)], ids=["simulated", "stored"])
-def loaded(request: pytest.FixtureRequest) -> LLM:
-    options = EngineOptions(
-        draft_tokens=0, max_sequences=2, max_context=512, prefill_chunk=64, stored=request.param == EMBEDDED, turn=10
-    )
-    return LLM.load(request.param, options)
-
-
-def test_the_models_answers_and_their_hashes_are_the_same(loaded: LLM) -> None:
+def test_the_models_answers_and_their_hashes_are_the_same() -> None:
     """Of more requests than there are slots, some of which begin alike; then again, from what the first have left."""
-    made, answers = loaded.engine, []
+    options = EngineOptions(draft_tokens=0, max_sequences=2, max_context=512, prefill_chunk=64, turn=10)
+    made, answers = LLM.load(PICO, options).engine, []
     prompts = [[5 + n % 40 for n in range(count)] for count in (3, 130, 140, 60, 129)]
     for ahead in (False, True):
         made._ahead = ahead
