@@ -157,7 +157,7 @@ def test_what_has_to_be_accepted_is() -> None:
 
 def test_a_wrapper_launches_what_the_kernel_declares() -> None:
     """Every kernel of these families: its name exists, its parameters have the kinds that the wrapper passes."""
-    ours = [kernel for kernel in KERNELS if kernel.file in FILES]
+    ours = [kernel for kernel in KERNELS if kernel.file in FILES and kernel.places is None]
     assert len(ours) > 50
     for kernel in ours:
         entry = library(build(kernel.file)).simt_find(kernel.name.encode())

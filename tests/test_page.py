@@ -188,6 +188,7 @@ def test_half_a_call_is_shown_and_not_sent_back(tab: Tab, server: Running, llm: 
     with paced(llm, "</think>" + block(invoke(parameter("city", "a long name " * 20)))) as steps:
         tab.ask("And now?")
         steps.release(50)
+        expect(tab.page.locator(".call")).to_have_count(2)  # the last one is not the first answer's
         expect(tab.page.locator(".call pre").last).to_contain_text("a long")
         with ending(server, steps):
             tab.page.get_by_role("button", name="Stop").click()
