@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 from dsv4.cache.layout import OVERLAPPED, layer_layout
 from dsv4.config import EngineOptions, ModelConfig
+from dsv4.engine.runner import largest_step
 from dsv4.kernels.experts import choose, most_groups
 from dsv4.kernels.mhc import RANGE
 from dsv4.model.pool import Run, most_rows, pool_rows
@@ -47,10 +48,10 @@ class Workspace(NamedTuple):
 def workspace(config: ModelConfig, options: EngineOptions) -> Workspace:
     """Of the largest step that these options allow."""
     context, few = options.max_context, 1 + options.draft_slack
-    tokens = min(options.prefill_chunk + few, context) + (options.max_sequences - 1) * min(few, context)
+    counts = largest_step(options.prefill_chunk, options.draft_slack, options.max_sequences, context)
+    tokens = sum(counts)
     asked = min(tokens, few * options.max_sequences)
-    slots = [min(options.prefill_chunk + few, context), *[min(few, context)] * (options.max_sequences - 1)]
-    runs = [Run(slot, context - count, context) for slot, count in enumerate(slots)]
+    runs = [Run(slot, context - count, context) for slot, count in enumerate(counts)]
     return Workspace(
         tokens,
         tokens * _streams(config),

@@ -182,10 +182,12 @@ class Engine:
         """
         store = self._runner.store
         deltas: list[Delta] = []
-        if self._flight is not None and self._scheduler.in_the_way():
+        leaving = self._scheduler.in_the_way()
+        if leaving and self._flight is not None:
             deltas = self._land(self._flight)
             self._flight = None
-        for request in self._scheduler.in_the_way():
+            leaving = self._scheduler.in_the_way()  # some may be over now
+        for request in leaving:
             self._leave(request)
         for request in self._scheduler.admit():
             store.reset(request.slot, request.done)

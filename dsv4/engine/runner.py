@@ -57,7 +57,7 @@ class Runner:
         No request may be there yet; what is written is nobody's.
         """
         end, few, vocabulary = self.store.capacity, 1 + draft, self.model.config.vocab_size
-        counts = [min(n, end) for n in (chunk + few, *[few] * (len(self.store.lengths) - 1))]
+        counts = largest_step(chunk, draft, len(self.store.lengths), end)
         runs = [[n % vocabulary for n in range(count)] for count in counts]  # so that no expert is left out
         segments = [Segment(slot, end - len(ids), ids) for slot, ids in enumerate(runs)]
         streams = self.model(self.model.batch(segments), self.store).streams
@@ -74,3 +74,9 @@ class Runner:
         assert shape is not None
         for _ in range(2):  # the first step of a shape is no graph yet
             self._graphs.run(segments, shape)
+
+
+def largest_step(chunk: int, draft: int, slots: int, context: int) -> list[int]:
+    """Tokens of each slot in the largest step: all decode with a draft, and one has a chunk of a prompt beside it."""
+    few = 1 + draft
+    return [min(count, context) for count in (chunk + few, *[few] * (slots - 1))]
