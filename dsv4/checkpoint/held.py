@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import Final
 
+from dsv4.checkpoint import load
 from dsv4.checkpoint.specs import Param, StoredFormats
 from dsv4.config import ModelConfig
 from dsv4.errors import ConfigError
@@ -85,8 +86,8 @@ def _groups(params: Iterable[Param]) -> Iterator[list[Param]]:
     """Parameters that become a layer together; the others each alone."""
 
     def group(param: Param) -> str:
-        words = param.name.split(".")
-        return ".".join(words[:2]) if words[0] in ("layers", "mtp") else param.name
+        part = load.part_of(param.name)
+        return part if "." in part else param.name
 
     for _, own in groupby(params, group):
         yield list(own)

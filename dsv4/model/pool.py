@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import accumulate
 from typing import Final, NamedTuple
 
 import torch
@@ -43,6 +44,8 @@ class Pool:
     ) -> None:
         """table: [slots, n] pages of every slot; slots, positions: [T]."""
         self._runs, self._layout, self._table, self._slots, self._positions = runs, layout, table, slots, positions
+        self._firsts = [run.first(layout.span) for run in runs]
+        self._counts = [run.end - first for run, first in zip(runs, self._firsts, strict=True)]  # rows of windows
         self._blocks: dict[int, Tensor] = {}
 
     def decoded(self, store: StoredLayer, dims: int, rope_dims: int) -> tuple[Tensor, Tensor]:
@@ -54,20 +57,17 @@ class Pool:
     @cached_property
     def _near(self) -> Tensor:
         """Rows of the window rings, one run after another."""
-        firsts = [run.first(self._layout.span) for run in self._runs]
-        positions = torch.cat([torch.arange(first, run.end) for first, run in zip(firsts, self._runs, strict=True)])
-        slots = _repeated(
-            [run.slot for run in self._runs], [r.end - f for f, r in zip(firsts, self._runs, strict=True)]
+        positions = torch.cat(
+            [torch.arange(first, run.end) for first, run in zip(self._firsts, self._runs, strict=True)]
         )
+        slots = _repeated([run.slot for run in self._runs], self._counts)
         return self._layout.window_rows(*sent(torch.stack((slots, positions)), self._table.device))
 
     @cached_property
     def seen(self) -> Tensor:
         """Which of them each token sees, oldest first, [T, span]."""
-        shifts, base = [], 0
-        for run in self._runs:
-            shifts.append(base - run.first(self._layout.span))
-            base += run.end - run.first(self._layout.span)
+        bases = accumulate(self._counts, initial=0)
+        shifts = [base - first for base, first in zip(bases, self._firsts, strict=False)]
         shift = sent(_repeated(shifts, [run.end - run.start for run in self._runs]), self._table.device)
         seen = window_positions(self._positions, self._layout.span)
         return (seen + shift.unsqueeze(1)).masked_fill(seen < 0, -1)
